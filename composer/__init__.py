@@ -1,0 +1,1 @@
+"""The composition at work: configuration, pipeline, dispatch, state, supervisor, command line."""

@@ -1,0 +1,41 @@
+"""Options and the loading of the configuration that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from composer.config import Config
+
+
+def config_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--config FILE`."""
+    return click.option(
+        "--config",
+        "config_file",
+        type=click.Path(path_type=Path),
+        help="Configuration file; without it, composer.yaml of this folder if there is one.",
+    )(function)
+
+
+def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--config`, `--host`, `--port`."""
+    function = click.option("--port", type=int, help="Port of the gateway; 0 takes a free one.")(
+        function
+    )
+    function = click.option("--host", help="Address of the gateway.")(function)
+    return config_option(function)
+
+
+def load(config_file: Path | None, **flags: Any) -> "Config":
+    """The configuration in force, with the logs set up by it."""
+    from composer.config import load_config
+
+    return load_config(config_file, flags=flags)
+
+
+def announce(line: str) -> None:
+    """A line for a person."""
+    click.echo(line)

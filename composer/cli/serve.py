@@ -1,0 +1,41 @@
+"""`coe serve`: one gateway worker."""
+
+import socket
+from pathlib import Path
+
+import click
+
+from composer.cli.options import load, server_options
+
+
+@click.command("serve")
+@server_options
+@click.option("--fd", type=int, hidden=True, help="A listening socket that is already bound.")
+def command(config_file: Path | None, host: str | None, port: int | None, fd: int | None) -> None:
+    """Run a gateway alone, on a Redis that is there (`redis_url`), until SIGTERM.
+
+    \b
+    Example:
+      COMPOSER_REDIS_URL=redis://localhost:6379/0 coe serve --port 9000
+    """
+    import uvloop
+
+    from composer.logs import configure_logs
+    from experts.errors import ConfigError
+    from gateway.server import serve
+
+    config = load(config_file, host=host, port=port)
+    configure_logs(config.log.level, config.log.format, "gateway")
+    if config.redis_url is None:
+        raise ConfigError("a gateway alone needs redis_url; `coe up` starts a server of its own")
+    listener = socket.socket(fileno=fd) if fd is not None else _bind(config.host, config.port)
+    with listener:
+        uvloop.run(serve(config, config.redis_url.get_secret_value(), listener))
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    return listener

@@ -1,0 +1,98 @@
+"""`coe train`: a router from labelled task data."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from composer.cli.options import announce, config_option, load
+
+if TYPE_CHECKING:
+    from composer.train import Trained
+
+
+@click.command("train")
+@click.option(
+    "--data",
+    "files",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="JSONL of prompts, categories and graded outcomes; may be given several times.",
+)
+@click.option(
+    "--experts",
+    "experts_file",
+    type=click.Path(path_type=Path),
+    help="YAML or JSON list of the experts; without it, all that the data has outcomes of.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Artefact folder.")
+@click.option("--name", default="auto", show_default=True, help="Name of the composition.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@config_option
+def command(
+    files: tuple[Path, ...],
+    experts_file: Path | None,
+    out: Path,
+    name: str,
+    as_json: bool,
+    config_file: Path | None,
+) -> None:
+    """Train a two-step router; no server is needed. Every figure reported is out-of-fold.
+
+    \b
+    Example:
+      coe train --data prompts.jsonl --data outcomes.jsonl --out artefact
+    """
+    from composer.config import read_experts
+    from composer.train import train_artefact
+    from experts.registry import index_experts
+    from routers.encoders import load_encoder
+
+    config = load(config_file)
+    specs = index_experts(read_experts(experts_file)) if experts_file is not None else {}
+
+    def progress(line: str) -> None:
+        click.echo(line, err=as_json)
+
+    encoder = load_encoder(config.encoder.backend, config.cache_dir, progress=progress)
+    trained = train_artefact(files, specs, encoder, out, name, progress)
+    if as_json:
+        announce(
+            json.dumps(
+                {
+                    "artefact": str(trained.folder),
+                    "version": trained.version,
+                    "notes": trained.notes,
+                    **trained.report.to_dict(),
+                },
+                indent=2,
+            )
+        )
+    else:
+        announce(_summary(trained))
+
+
+def _summary(trained: "Trained") -> str:
+    report = trained.report
+    lines = [f"note: {note}" for note in trained.notes]
+    lines += [
+        f"prompts            {report.n_prompts}, {report.n_scored} with outcomes",
+        f"categories         {len(report.categories)}",
+        f"category accuracy  {report.category_accuracy:.3f} (out-of-fold)",
+        f"calibration error  {report.calibration_error:.3f}",
+        f"sure of            {report.accepted_share:.3f} of the prompts, "
+        f"right on {report.accepted_accuracy:.3f} of those",
+    ]
+    if report.routed is not None:
+        lines += [
+            f"routed             {report.routed:.3f}",
+            f"best single        {report.best_single:.3f} ({report.best_single_expert})",
+            f"random             {report.random:.3f}",
+            f"oracle             {report.oracle:.3f}",
+            f"gain               {report.gain:+.3f} "
+            f"[{report.gain_low:+.3f}, {report.gain_high:+.3f}] over the best single expert",
+        ]
+    lines.append(f"version            {trained.version} in {trained.folder}")
+    return "\n".join(lines)

@@ -1,0 +1,361 @@
+"""Configuration: one YAML file over the packaged defaults, then environment, then flags."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from experts.engine_spec import EngineSpec
+from experts.errors import ConfigError
+from experts.registry import index_experts
+from experts.spec import ExpertId, ExpertSpec
+
+ENV_PREFIX = "COMPOSER_"
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+MAX_CONFIG_BYTES = 1 << 20
+
+
+def _xdg(variable: str, fallback: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / fallback) / "expert-composer"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EncoderConfig(_Section):
+    """The text encoder of the routers; `threads` is per gateway worker."""
+
+    backend: Literal["onnx", "pytorch"] = "onnx"
+    threads: int = Field(default=1, ge=1, le=64)
+    max_batch: int = Field(default=32, ge=1, le=1024)
+    max_waiting: int = Field(default=1024, ge=1)
+
+
+class CompositionConfig(_Section):
+    """The composition that is served when the state has none of this name yet.
+
+    Its router is trained at the first start on `data`, or taken ready from the folder `artefact`.
+    """
+
+    name: ExpertId = "auto"
+    data: Literal["demo"] | Annotated[tuple[Path, ...], Field(min_length=1)] = "demo"
+    artefact: Path | None = None
+    quality_weight: float = Field(default=1.0, ge=0, le=1)
+
+
+class Limits(_Section):
+    """Bounds on what a client may send; the score cache is bounded by entries."""
+
+    max_body_bytes: int = Field(default=8 << 20, ge=1024, le=1 << 30)
+    max_answer_bytes: int = Field(default=64 << 20, ge=1024, le=1 << 30)
+    max_in_flight: int = Field(default=1024, ge=1)
+    score_cache_entries: int = Field(default=10_000, ge=0)
+
+
+class Timeouts(_Section):
+    """Deadlines in seconds. `idle_s` bounds the wait for the next bytes of an answer, so it also
+    bounds a whole answer that is not streamed."""
+
+    body_s: float = Field(default=30, gt=0)
+    connect_s: float = Field(default=2, gt=0)
+    idle_s: float = Field(default=120, gt=0)
+    request_s: float = Field(default=600, gt=0)
+    drain_s: float = Field(default=10, gt=0)
+    start_s: float = Field(default=120, gt=0)
+
+
+class LogConfig(_Section):
+    """`requests` writes a line for each request answered."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console"] = "json"
+    requests: bool = True
+
+
+class Config(_Section):
+    """Everything that an operator can set."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    state_dir: Path = Field(default_factory=lambda: _xdg("XDG_STATE_HOME", ".local/state"))
+    cache_dir: Path = Field(default_factory=lambda: _xdg("XDG_CACHE_HOME", ".cache"))
+    redis_url: SecretStr | None = None
+    encoder: EncoderConfig = EncoderConfig()
+    engines: tuple[EngineSpec, ...] = Field(min_length=1)
+    experts: Literal["demo"] | Path | Annotated[tuple[ExpertSpec, ...], Field(min_length=1)]
+    composition: CompositionConfig = CompositionConfig()
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _engines_are_unique(self) -> "Config":
+        names = [engine.name for engine in self.engines]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"engine '{twice[0]}' is defined twice")
+        return self
+
+    @model_validator(mode="after")
+    def _loopback_only(self) -> "Config":
+        if self.host not in LOOPBACK_HOSTS:
+            raise ValueError(
+                f"host '{self.host}' is beyond loopback, which needs keys; "
+                "this version has none: bind to 127.0.0.1 and put an authenticating proxy before it"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """A YAML file as plain data, with the line of every path in it."""
+
+    name: str
+    data: dict[str, Any]
+    lines: Mapping[tuple[str | int, ...], int]
+
+
+def load_config(
+    path: Path | None = None,
+    *,
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """Load the configuration.
+
+    Args:
+        path: the file; without one, `composer.yaml` of the working folder if there is one.
+        flags: values that override all others; None values are ignored.
+        environ: the environment; `COMPOSER_PORT=9000`, `COMPOSER_LOG__LEVEL=debug`.
+
+    Raises:
+        ConfigError: with file and line where they are known.
+    """
+    if path is None and Path("composer.yaml").is_file():
+        path = Path("composer.yaml")
+    defaults = _parse(
+        "default.yaml", resources.files("composer").joinpath("default.yaml").read_text()
+    )
+    user = _parse(str(path), _read(path)) if path is not None else _Document("", {}, {})
+    data = defaults.data | _resolve_paths(user.data, path)
+    data |= _from_environment(data, os.environ if environ is None else environ)
+    data |= {key: value for key, value in (flags or {}).items() if value is not None}
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, user)) from error
+
+
+def resolve_experts(config: Config) -> Mapping[str, ExpertSpec]:
+    """The configured experts by id, checked against each other and against the engines.
+
+    Raises:
+        ConfigError: a rule of the registry is broken, or an engine is unknown.
+    """
+    if isinstance(config.experts, tuple):
+        specs: tuple[ExpertSpec, ...] = config.experts
+    else:
+        specs = read_experts(demo_experts_file() if config.experts == "demo" else config.experts)
+    experts = index_experts(specs)
+    engines = {engine.name for engine in config.engines}
+    for spec in experts.values():
+        if spec.kind != "null" and spec.engine not in engines:
+            raise ConfigError(
+                f"expert '{spec.id}' names engine '{spec.engine}', known are: "
+                + ", ".join(sorted(engines)),
+                param="engine",
+            )
+    return experts
+
+
+def read_experts(path: Path) -> tuple[ExpertSpec, ...]:
+    """Read a YAML or JSON list of experts; adapter paths in it are relative to the file.
+
+    Raises:
+        ConfigError: with file and line where they are known.
+    """
+    document = _parse(str(path), _read(path), key="experts")
+    try:
+        specs = _ExpertList.model_validate(document.data).experts
+    except ValidationError as error:
+        raise ConfigError(_explain(error, document)) from error
+    return tuple(
+        spec.model_copy(update={"adapter": (path.parent / spec.adapter).resolve()})
+        if spec.adapter is not None
+        else spec
+        for spec in specs
+    )
+
+
+class _ExpertList(_Section):
+    experts: tuple[ExpertSpec, ...] = Field(min_length=1)
+
+
+def demo_experts_file() -> Path:
+    """The specifications of the experts that come with Composer."""
+    return _package_folder("experts") / "demo" / "experts.yaml"
+
+
+def demo_data_files() -> tuple[Path, ...]:
+    """The prompts that come with Composer, and the graded outcomes of its experts on them."""
+    folder = _package_folder("routers") / "demo"
+    prompts = sorted(p for p in (folder / "prompts").glob("*.jsonl") if not p.name.startswith("_"))
+    return (*prompts, folder / "outcomes.jsonl")
+
+
+def training_files(config: Config) -> tuple[Path, ...]:
+    """The files that the configured composition is trained on."""
+    data = config.composition.data
+    return demo_data_files() if data == "demo" else data
+
+
+def _package_folder(package: str) -> Path:
+    return Path(str(resources.files(package)))
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"can't read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8") from error
+
+
+def _parse(name: str, text: str, key: str | None = None) -> _Document:
+    """Parse YAML; with `key`, a bare list stands for a mapping of `key` to it."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise ConfigError(f"{name}:{line}: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    lines: dict[tuple[str | int, ...], int] = {}
+    if key is not None and isinstance(data, list):
+        _collect_lines(node, (key,), lines)
+        data = {key: data}
+    else:
+        _collect_lines(node, (), lines)
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{name}:1: a mapping of settings is expected")
+    return _Document(name, data, lines)
+
+
+def _collect_lines(
+    node: yaml.Node | None, path: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int]
+) -> None:
+    if node is None:
+        return
+    lines.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            lines[(*path, str(key.value))] = key.start_mark.line + 1
+            _collect_lines(value, (*path, str(key.value)), lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _collect_lines(value, (*path, index), lines)
+
+
+def _resolve_paths(data: dict[str, Any], path: Path | None) -> dict[str, Any]:
+    """Make the file's relative paths relative to its folder."""
+    if path is None:
+        return data
+    folder = path.resolve().parent
+
+    def absolute(value: Any) -> Any:
+        return str(folder / value) if isinstance(value, str) else value
+
+    data = dict(data)
+    for key in ("state_dir", "cache_dir"):
+        if key in data:
+            data[key] = absolute(data[key])
+    experts = data.get("experts")
+    if isinstance(experts, str) and experts != "demo":
+        data["experts"] = absolute(experts)
+    elif isinstance(experts, list):
+        data["experts"] = [
+            {**e, "adapter": absolute(e["adapter"])}
+            if isinstance(e, dict) and "adapter" in e
+            else e
+            for e in experts
+        ]
+    composition = data.get("composition")
+    if isinstance(composition, dict):
+        composition = dict(composition)
+        if isinstance(composition.get("data"), list):
+            composition["data"] = [absolute(item) for item in composition["data"]]
+        if "artefact" in composition:
+            composition["artefact"] = absolute(composition["artefact"])
+        data["composition"] = composition
+    engines = data.get("engines")
+    if isinstance(engines, list):
+        data["engines"] = [
+            {**e, "model": absolute(e["model"])}
+            if isinstance(e, dict) and e.get("model", "smollm2-135m") != "smollm2-135m"
+            else e
+            for e in engines
+        ]
+    return data
+
+
+def _from_environment(data: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """Settings from `COMPOSER_<KEY>` and `COMPOSER_<SECTION>__<KEY>`; other names are not ours."""
+    found: dict[str, Any] = {}
+    for name, raw in sorted(environ.items()):
+        if not name.startswith(ENV_PREFIX):
+            continue
+        key, *rest = name.removeprefix(ENV_PREFIX).lower().split("__")
+        if key not in Config.model_fields:
+            continue
+        try:
+            value = yaml.safe_load(raw)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"environment variable {name} can't be read as YAML") from error
+        if not rest:
+            found[key] = value
+        else:
+            section = dict(found.get(key) or data.get(key) or {})
+            section["__".join(rest)] = value
+            found[key] = section
+    return found
+
+
+def _explain(error: ValidationError, document: _Document) -> str:
+    """All problems, a line each, with file and line where the file says it."""
+    messages = []
+    for problem in error.errors(include_url=False, include_input=False):
+        path = tuple(part for part in problem["loc"] if not _is_union_tag(part, problem["loc"]))
+        line = _line_of(path, document.lines)
+        place = f"{document.name}:{line}: " if line else ""
+        field = ".".join(str(part) for part in path)
+        text = problem["msg"].removeprefix("Value error, ")
+        messages.append(f"{place}{field}: {text}" if field else f"{place}{text}")
+    return "\n".join(dict.fromkeys(messages))
+
+
+def _is_union_tag(part: str | int, location: tuple[str | int, ...]) -> bool:
+    """Pydantic names the branch of a union in the path of an error; a reader doesn't care."""
+    return isinstance(part, str) and (
+        part in ("embedded", "remote", "path", "is-instance[Path]")
+        or part.startswith(("literal[", "tuple[", "function-", "lax-or-strict"))
+    )
+
+
+def _line_of(path: tuple[str | int, ...], lines: Mapping[tuple[str | int, ...], int]) -> int | None:
+    while path:
+        if path in lines:
+            return lines[path]
+        path = path[:-1]
+    return lines.get((), None) if lines else None

@@ -1,0 +1,279 @@
+"""Asking the ranked experts in turn until one answers.
+
+Before the first token a failure moves on down the ranking; after it the client gets a final error
+event. A stream is "before the first token" until an event that carries output has arrived.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import orjson
+
+from composer import sse
+from composer.conditions import ConditionsTracker
+from composer.config import Limits
+from composer.snapshots import SnapshotKeeper
+from composer.upstream import Reply, UpstreamClient, UpstreamFailure, error_code
+from experts.errors import DeadlineExceeded, ExpertUnavailable, Overloaded
+from experts.null import null_answer, null_stream
+from experts.spec import ExpertSpec
+from routers.types import Decision
+
+JSON = b"application/json"
+EVENTS = b"text/event-stream; charset=utf-8"
+MAX_HEAD_BYTES = 1 << 20
+"""What may arrive of a stream before its first token."""
+
+Payload = Mapping[str, Any]
+Failed = tuple[tuple[str, str], ...]
+
+
+class RequestRefused(Exception):
+    """An expert refused the request as malformed: its own answer goes to the client."""
+
+    def __init__(self, status: int, body: bytes, failed: Failed) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+        self.body = body
+        self.failed = failed
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer that has begun.
+
+    `body` is whole when the request was not streamed, else the bytes up to the first token;
+    `rest` then yields what follows, ending with an error event if the stream broke.
+    """
+
+    expert: str
+    failed: Failed
+    content_type: bytes
+    body: bytes
+    rest: "Stream | None"
+    first_token_ms: float
+
+    @property
+    def attempts(self) -> int:
+        return len(self.failed) + 1
+
+
+class Stream:
+    """The rest of a streamed answer. Must be closed, which also stops the engine's work."""
+
+    def __init__(
+        self,
+        chunks: AsyncIterator[bytes],
+        reply: Reply,
+        watch: sse.EndWatch,
+        expert: str,
+        on_close: Callable[[], None],
+    ) -> None:
+        self.error: str | None = None
+        self._chunks = chunks
+        self._reply = reply
+        self._watch = watch
+        self._expert = expert
+        self._on_close = on_close
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for data in self._chunks:
+                self._watch.feed(data)
+                yield data
+        except UpstreamFailure as failure:
+            self.error = failure.reason
+        if self.error is None and not self._watch.ended:
+            self.error = "its stream ended without [DONE]"
+        if self.error is not None:
+            message = f"the answer of expert '{self._expert}' broke off: {self.error}"
+            yield sse.error_event(message, "expert_stream_broken")
+
+    def close(self) -> None:
+        """Call once, whatever became of the stream."""
+        self._reply.close()
+        self._on_close()
+
+
+class Dispatcher:
+    """Holds what an attempt needs; keeps nothing of a request."""
+
+    def __init__(
+        self,
+        keeper: SnapshotKeeper,
+        client: UpstreamClient,
+        conditions: ConditionsTracker,
+        limits: Limits,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._keeper = keeper
+        self._client = client
+        self._conditions = conditions
+        self._limits = limits
+        self._clock = clock
+
+    async def answer(
+        self, decision: Decision, path: str, payload: Payload, request_id: str
+    ) -> Answer:
+        """Ask the decision's experts in turn.
+
+        Raises:
+            RequestRefused: an expert called the request malformed.
+            Overloaded, DeadlineExceeded, ExpertUnavailable: nobody answered.
+        """
+        failed: list[tuple[str, str]] = []
+        last: UpstreamFailure | None = None
+        for candidate in decision.ranking:
+            spec = self._keeper.view.snapshot.experts.get(candidate.id)
+            if spec is None:
+                failed.append((candidate.id, "no longer registered"))
+                continue
+            start = self._clock()
+            try:
+                return await self._attempt(spec, path, payload, request_id, tuple(failed), start)
+            except UpstreamFailure as failure:
+                if failure.kind == "refused" and not _another_may_fit(failure):
+                    raise RequestRefused(failure.status, failure.body, tuple(failed)) from failure
+                if failure.engine_is_down:
+                    self._conditions.failed(spec.id, failure.reason)
+                failed.append((spec.id, failure.reason))
+                last = failure
+        raise _nobody(last, failed)
+
+    async def _attempt(
+        self,
+        spec: ExpertSpec,
+        path: str,
+        payload: Payload,
+        request_id: str,
+        failed: Failed,
+        start: float,
+    ) -> Answer:
+        streamed = payload.get("stream") is True
+        if spec.kind == "null":
+            return self._canned(spec, payload, streamed, failed)
+        endpoint = self._keeper.view.snapshot.endpoints.get(spec.engine or "")
+        if endpoint is None:
+            raise UpstreamFailure("connection", "its engine is not running")
+        self._conditions.started(spec.id)
+        rest: Stream | None = None
+        try:
+            reply = await self._client.send(endpoint, path, expert_body(spec, payload), request_id)
+            try:
+                if streamed:
+                    body, rest = await self._begin_stream(reply, spec)
+                else:
+                    body = _renamed(await reply.read(self._limits.max_answer_bytes), spec)
+            except BaseException:
+                reply.close()
+                raise
+        finally:
+            if rest is None:
+                self._conditions.finished(spec.id)
+        elapsed = (self._clock() - start) * 1000
+        self._conditions.answered(spec.id, elapsed)
+        return Answer(spec.id, failed, EVENTS if streamed else JSON, body, rest, elapsed)
+
+    def _canned(self, spec: ExpertSpec, payload: Payload, streamed: bool, failed: Failed) -> Answer:
+        if streamed:
+            options = payload.get("stream_options") or {}
+            usage = bool(options.get("include_usage"))
+            body = b"".join(null_stream(spec, include_usage=usage))
+        else:
+            body = null_answer(spec)
+        return Answer(spec.id, failed, EVENTS if streamed else JSON, body, None, 0.0)
+
+    async def _begin_stream(self, reply: Reply, spec: ExpertSpec) -> tuple[bytes, Stream]:
+        """Read up to the first event that carries output."""
+        chunks = _renaming(reply.chunks(), spec) if _must_rename(spec) else reply.chunks()
+        watch = sse.EndWatch()
+        head = bytearray()
+        seen = 0
+        async for data in chunks:
+            head += data
+            watch.feed(data)
+            *events, _ = bytes(head[seen:]).split(b"\n\n")
+            for event in events:
+                if sse.is_error(event):
+                    raise UpstreamFailure("server", "its stream began with an error")
+                if sse.carries_token(event):
+                    closed = partial(self._conditions.finished, spec.id)
+                    return bytes(head), Stream(chunks, reply, watch, spec.id, closed)
+                seen += len(event) + 2
+            if len(head) > MAX_HEAD_BYTES:
+                raise UpstreamFailure("broken", "its stream has no output at its beginning")
+        raise UpstreamFailure("broken", "its stream ended before the first token")
+
+
+def expert_body(spec: ExpertSpec, payload: Payload) -> bytes:
+    """The request as the expert's engine gets it: its own model name, its system prompt first."""
+    outgoing = {**payload, "model": spec.upstream_name}
+    if spec.system_prompt is not None and "messages" in outgoing:
+        outgoing["messages"] = _with_system_prompt(spec.system_prompt, outgoing["messages"])
+    return orjson.dumps(outgoing)
+
+
+def _with_system_prompt(prompt: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put the expert's prompt before the conversation, joined with the client's own if any."""
+    first = messages[0]
+    own = first.get("content")
+    if first.get("role") in ("system", "developer") and isinstance(own, str):
+        return [{**first, "content": f"{prompt}\n\n{own}"}, *messages[1:]]
+    return [{"role": "system", "content": prompt}, *messages]
+
+
+def _must_rename(spec: ExpertSpec) -> bool:
+    return spec.upstream_name != spec.id
+
+
+def _renamed(body: bytes, spec: ExpertSpec) -> bytes:
+    """The answer under the expert's id, where a remote engine serves it under another name."""
+    if not _must_rename(spec):
+        return body
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise UpstreamFailure("broken", "its answer is not JSON") from error
+    if isinstance(answer, dict) and "model" in answer:
+        answer["model"] = spec.id
+        return orjson.dumps(answer)
+    return body
+
+
+async def _renaming(chunks: AsyncIterator[bytes], spec: ExpertSpec) -> AsyncIterator[bytes]:
+    """Whole events, each under the expert's id."""
+    pending = b""
+    async for data in chunks:
+        *events, pending = (pending + data).split(b"\n\n")
+        for event in events:
+            yield _renamed_event(event, spec) + b"\n\n"
+        if len(pending) > MAX_HEAD_BYTES:
+            raise UpstreamFailure("broken", "one event of its stream is too long")
+    if pending:
+        yield _renamed_event(pending, spec)
+
+
+def _renamed_event(event: bytes, spec: ExpertSpec) -> bytes:
+    if not event.startswith(b"data: {"):
+        return event
+    return b"data: " + _renamed(event[6:], spec)
+
+
+def _another_may_fit(failure: UpstreamFailure) -> bool:
+    """Whether a refusal speaks of this expert's limits rather than of the request."""
+    return error_code(failure.body) == "context_length_exceeded"
+
+
+def _nobody(last: UpstreamFailure | None, failed: list[tuple[str, str]]) -> Exception:
+    tried = "; ".join(f"{expert}: {reason}" for expert, reason in failed)
+    if last is not None and last.kind == "refused":
+        return RequestRefused(last.status, last.body, tuple(failed[:-1]))
+    if last is not None and last.kind == "overloaded":
+        retry = last.retry_after_s or 1.0
+        return Overloaded(f"the experts are busy ({tried})", retry_after_s=retry)
+    if last is not None and last.kind == "timeout":
+        return DeadlineExceeded(f"no expert answered in time ({tried})")
+    return ExpertUnavailable(f"no expert could answer ({tried})", retry_after_s=2.0)

@@ -1,0 +1,63 @@
+"""The composition root: the one module that builds the object graph of a gateway worker."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from composer.batching import MicroBatcher
+from composer.conditions import ConditionsTracker
+from composer.config import Config
+from composer.dispatch import Dispatcher
+from composer.pipeline import Pipeline
+from composer.score_cache import ScoreCache
+from composer.snapshots import SnapshotKeeper
+from composer.state import State
+from composer.upstream import UpstreamClient
+from routers.encoders import load_encoder
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the gateway is made of below HTTP."""
+
+    keeper: SnapshotKeeper
+    conditions: ConditionsTracker
+    pipeline: Pipeline
+    dispatcher: Dispatcher
+
+
+@asynccontextmanager
+async def build(config: Config, redis_url: str) -> AsyncIterator[Parts]:
+    """Build and start the parts; all are stopped on leaving.
+
+    Raises:
+        SetupError: the encoder is not installed or can't be prepared.
+    """
+    encoder = load_encoder(config.encoder.backend, config.cache_dir, threads=config.encoder.threads)
+    conditions = ConditionsTracker()
+    async with AsyncExitStack() as stack:
+        state = await stack.enter_async_context(State(redis_url))
+        batcher = await stack.enter_async_context(
+            MicroBatcher(
+                encoder,
+                max_batch=config.encoder.max_batch,
+                max_waiting=config.encoder.max_waiting,
+            )
+        )
+        await batcher.encode("warm-up")
+        client = await stack.enter_async_context(UpstreamClient(config.limits, config.timeouts))
+        keeper = await stack.enter_async_context(
+            SnapshotKeeper(state, encoder, on_change=conditions.follow)
+        )
+        yield Parts(
+            keeper=keeper,
+            conditions=conditions,
+            pipeline=Pipeline(
+                keeper,
+                encoder,
+                batcher,
+                ScoreCache(config.limits.score_cache_entries),
+                conditions,
+            ),
+            dispatcher=Dispatcher(keeper, client, conditions, config.limits),
+        )

@@ -1,0 +1,61 @@
+"""Server-sent events of OpenAI-compatible streams, read only as far as relaying needs."""
+
+import orjson
+
+DONE = b"[DONE]"
+_KEEP = 64
+
+
+def carries_token(event: bytes) -> bool:
+    """Whether an event of a chat or completion stream holds output, an end, or an error."""
+    for line in event.splitlines():
+        if not line.startswith(b"data:"):
+            continue
+        data = line[5:].strip()
+        if data == DONE:
+            return True
+        try:
+            chunk = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            return True
+        if not isinstance(chunk, dict) or "error" in chunk:
+            return True
+        for choice in chunk.get("choices") or ():
+            delta = choice.get("delta") or {}
+            if choice.get("text") or choice.get("finish_reason"):
+                return True
+            if any(value for key, value in delta.items() if key != "role"):
+                return True
+    return False
+
+
+def is_error(event: bytes) -> bool:
+    """Whether an event reports an error instead of output."""
+    for line in event.splitlines():
+        if line.startswith(b"data:") and b'"error"' in line:
+            try:
+                chunk = orjson.loads(line[5:].strip())
+            except orjson.JSONDecodeError:
+                return False
+            return isinstance(chunk, dict) and bool(chunk.get("error")) and "choices" not in chunk
+    return False
+
+
+class EndWatch:
+    """Sees whether a relayed stream came to its proper end, from its last bytes."""
+
+    def __init__(self) -> None:
+        self._tail = b""
+
+    def feed(self, data: bytes) -> None:
+        self._tail = (self._tail + data)[-_KEEP:] if len(data) < _KEEP else data[-_KEEP:]
+
+    @property
+    def ended(self) -> bool:
+        return DONE in self._tail
+
+
+def error_event(message: str, code: str) -> bytes:
+    """A final event that tells an OpenAI client that the stream broke."""
+    error = {"message": message, "type": "server_error", "param": None, "code": code}
+    return b"data: " + orjson.dumps({"error": error}) + b"\n\n"

@@ -1,0 +1,288 @@
+"""The supervisor of a host: owns the embedded Redis server, the engines and the gateway worker.
+
+It starts them in order, watches them, starts again what died, says in the shared state which
+engine can be asked, and stops them in the opposite order.
+"""
+
+import asyncio
+import fcntl
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+
+from composer.commands import engine_command, free_port, setup_argv, worker_command
+from composer.config import Config, resolve_experts
+from composer.processes import Command, child_environment, clean_stale
+from composer.redis_server import redis_command, socket_path
+from composer.services import Service, http_probe
+from composer.setup import artefact_folder, needs_setup
+from composer.state import CompositionRecord, Endpoint, EndpointState, State
+from experts.engine_spec import EmbeddedEngineSpec
+from experts.errors import ConfigError, NotReady, SetupError, StateUnavailable
+from routers.artefact import load_artefact
+
+REDIS_START_S = 15.0
+RETRY_S = 0.2
+READY_POLL_S = 0.1
+BACKLOG = 2048
+
+
+class Supervisor:
+    """`async with Supervisor(config, announce)` starts everything; leaving stops everything.
+
+    `announce` takes a line for a person at each step. `url` is where the gateway listens.
+    """
+
+    def __init__(self, config: Config, announce: Callable[[str], None]) -> None:
+        self.url = ""
+        self._config = config
+        self._announce = announce
+        self._records = config.state_dir / "processes"
+        self._stack = AsyncExitStack()
+        self._pending: dict[str, Endpoint] = {}
+        self._changed = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._announce("stopping")
+        await self._stack.aclose()
+
+    async def wait_ready(self) -> None:
+        """Wait until every expert can be asked.
+
+        Raises:
+            NotReady: not within the configured start time.
+        """
+        report = "nothing answers yet"
+        limit = self._config.timeouts.start_s
+        try:
+            async with asyncio.timeout(limit), aiohttp.ClientSession() as session:
+                while True:
+                    report = await _readiness(session, self.url)
+                    if report == "ready":
+                        return
+                    await asyncio.sleep(READY_POLL_S)
+        except TimeoutError as error:
+            logs = self._config.state_dir / "logs"
+            raise NotReady(f"not ready after {limit:g} s ({report}); logs: {logs}") from error
+
+    async def _start(self) -> None:
+        config = self._config
+        self._stack.enter_context(_only_one(config.state_dir))
+        for name in await asyncio.to_thread(clean_stale, self._records):
+            self._announce(f"cleaned a process that was left behind: {name}")
+        listener = self._stack.enter_context(_bind(config))
+        host, port = listener.getsockname()[:2]
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        if await asyncio.to_thread(needs_setup, config):
+            await self._set_up()
+        redis_url = await self._redis()
+        state = await self._stack.enter_async_context(State(redis_url))
+        await self._register(state)
+        await self._stack.enter_async_context(_owned(self._publish(state)))
+        self._announce("starting the engines")
+        for service in self._engines():
+            await self._stack.enter_async_context(service)
+        worker = Service(
+            worker_command(config, redis_url, listener),
+            self._records,
+            probe=http_probe(f"{self.url}/health/live"),
+            start_s=config.timeouts.start_s,
+            drain_s=config.timeouts.drain_s + 2,
+        )
+        await self._stack.enter_async_context(worker)
+
+    async def _set_up(self) -> None:
+        """Run `coe setup` in a process of its own: what it loads is gone again afterwards."""
+        self._announce("first start: preparing models and training the router")
+        process = await asyncio.create_subprocess_exec(
+            *setup_argv(self._config),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=child_environment(),
+        )
+        assert process.stdout is not None
+        last = ""
+        try:
+            async for line in process.stdout:
+                last = line.decode("utf-8", "replace").rstrip()
+                self._announce(f"  {last}")
+            code = await process.wait()
+        except BaseException:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            raise
+        if code != 0:
+            raise SetupError(f"set-up failed: {last}")
+
+    async def _redis(self) -> str:
+        """URL of the shared state; starts the embedded server if none is configured."""
+        config = self._config
+        if config.redis_url is not None:
+            return config.redis_url.get_secret_value()
+        log = config.state_dir / "logs" / "redis.log"
+        command = Command("redis", redis_command(config.state_dir), log=log)
+        service = Service(command, self._records, drain_s=config.timeouts.drain_s)
+        await self._stack.enter_async_context(service)
+        return f"unix://{socket_path(config.state_dir)}"
+
+    async def _register(self, state: State) -> None:
+        """Write the configured experts and composition to the shared state."""
+        config = self._config
+        await _until_up(state)
+        await state.migrate()
+        experts = resolve_experts(config)
+        folder = artefact_folder(config, experts)
+        artefact = await asyncio.to_thread(load_artefact, folder)
+        await state.put_experts(experts.values())
+        await state.retain(experts, [engine.name for engine in config.engines])
+        await state.put_composition(
+            CompositionRecord(
+                name=config.composition.name,
+                version=artefact.version,
+                artefact=str(folder.resolve()),
+                quality_weight=config.composition.quality_weight,
+            )
+        )
+
+    def _engines(self) -> Iterator[Service]:
+        """Services of the embedded engines; remote ones are ready as they are."""
+        config = self._config
+        experts = resolve_experts(config)
+        for engine in config.engines:
+            if isinstance(engine, EmbeddedEngineSpec):
+                port = free_port()
+                url = f"http://127.0.0.1:{port}"
+                yield Service(
+                    engine_command(config, engine, experts, port),
+                    self._records,
+                    probe=http_probe(f"{url}/health"),
+                    on_state=partial(self._set_endpoint, engine.name, url, None),
+                    start_s=config.timeouts.start_s,
+                    drain_s=config.timeouts.drain_s,
+                )
+            else:
+                url = str(engine.url).rstrip("/").removesuffix("/v1")
+                self._set_endpoint(engine.name, url, engine.api_key_env, "ready", "")
+
+    def _set_endpoint(
+        self, engine: str, url: str, key_env: str | None, state: EndpointState, reason: str
+    ) -> None:
+        self._pending[engine] = Endpoint(
+            engine=engine, base_url=url, state=state, reason=reason, api_key_env=key_env
+        )
+        self._changed.set()
+
+    async def _publish(self, state: State) -> None:
+        """Write endpoints to the shared state; while it is away, keep the newest of each."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            for engine, endpoint in list(self._pending.items()):
+                try:
+                    await state.put_endpoint(endpoint)
+                except StateUnavailable:
+                    self._changed.set()
+                    await asyncio.sleep(RETRY_S)
+                    break
+                if self._pending.get(engine) is endpoint:
+                    del self._pending[engine]
+
+
+@asynccontextmanager
+async def _owned(coroutine: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Run a coroutine as a task for as long as the context lasts."""
+    task = asyncio.create_task(coroutine)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@contextmanager
+def _only_one(state_dir: Path) -> Iterator[None]:
+    """Hold the state folder's lock: two supervisors would fight over processes and data."""
+    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle = os.open(state_dir / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"another Composer runs on the state folder {state_dir}: "
+                "stop it, or choose another state_dir"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _bind(config: Config) -> Iterator[socket.socket]:
+    """Bind the gateway's port before anything is started."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((config.host, config.port))
+            listener.listen(BACKLOG)
+        except OSError as error:
+            raise ConfigError(
+                f"can't listen on {config.host}:{config.port}: {error.strerror}; "
+                "stop what listens there, or choose another --port",
+                param="port",
+            ) from error
+        yield listener
+    finally:
+        listener.close()
+
+
+async def _until_up(state: State) -> None:
+    """
+    Raises:
+        StateUnavailable: Redis did not answer within its start time.
+    """
+    deadline = asyncio.get_running_loop().time() + REDIS_START_S
+    while True:
+        try:
+            await state.ping()
+            return
+        except StateUnavailable:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(RETRY_S / 4)
+
+
+async def _readiness(session: aiohttp.ClientSession, url: str) -> str:
+    """The status that the gateway gives of itself, or why there is none."""
+    try:
+        async with session.get(
+            f"{url}/health/ready", timeout=aiohttp.ClientTimeout(total=2)
+        ) as reply:
+            report = await reply.json()
+            return str(report.get("status"))
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+        return f"the gateway does not answer yet: {type(error).__name__}"

@@ -1,0 +1,1 @@
+"""The shipped demonstration: checkers that grade experts on the demo prompts."""

@@ -1,0 +1,1 @@
+"""The engines: OpenAI-compatible servers that hold the experts."""

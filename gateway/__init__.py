@@ -1,0 +1,1 @@
+"""HTTP: the data plane in plain ASGI, its errors, metrics and server."""

@@ -1,0 +1,216 @@
+"""`POST /v1/chat/completions`: decide, dispatch, relay, record."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from composer.config import Limits, Timeouts
+from composer.dispatch import Answer, Dispatcher, RequestRefused
+from composer.logs import get_logger
+from composer.outcome import Outcome, OutcomeSink, Status
+from composer.pipeline import Pipeline
+from experts.errors import ComposerError, DeadlineExceeded
+from gateway.asgi import (
+    JSON_TYPE,
+    ClientGone,
+    Header,
+    Receive,
+    Scope,
+    Send,
+    header_value,
+    read_body,
+    send_answer,
+)
+from gateway.errors import http_error
+from gateway.requests import ChatRequest, parse_json, validate
+from routers.types import Decision
+
+PATH = "/v1/chat/completions"
+
+
+class ChatEndpoint:
+    """Serves one request after another; keeps nothing of them."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        dispatcher: Dispatcher,
+        sink: OutcomeSink,
+        limits: Limits,
+        timeouts: Timeouts,
+        log_requests: bool,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._pipeline = pipeline
+        self._dispatcher = dispatcher
+        self._sink = sink
+        self._limits = limits
+        self._timeouts = timeouts
+        self._log_requests = log_requests
+        self._clock = clock
+        self._log = get_logger("chat")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        start = self._clock()
+        body = await read_body(scope, receive, self._limits, self._timeouts)
+        payload = parse_json(body)
+        request = validate(ChatRequest, payload)
+        payload.pop("composer", None)
+        async with _Hangup(receive) as hangup:
+            decision = await self._pipeline.decide(request.model, request.query())
+            exchange = _Exchange(self, decision, request_id, start)
+            try:
+                await exchange.run(payload, send, explain=request.composer.explain)
+            except asyncio.CancelledError:
+                exchange.record("cancelled", 499, error="the client hung up")
+                raise
+        if hangup.happened:
+            raise ClientGone
+
+
+class _Hangup:
+    """Cancels the request's task when its client goes, so that the engine stops working for it."""
+
+    def __init__(self, receive: Receive) -> None:
+        self.happened = False
+        self._receive = receive
+        self._task: asyncio.Task[Any] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "_Hangup":
+        self._task = asyncio.current_task()
+        self._watcher = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        assert self._watcher is not None
+        self._watcher.cancel()
+        if self.happened and isinstance(error, asyncio.CancelledError) and self._task is not None:
+            return self._task.uncancel() == 0
+        return False
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.happened = True
+        if self._task is not None:
+            self._task.cancel()
+
+
+class _Exchange:
+    """One request from its decision to its end."""
+
+    def __init__(
+        self, endpoint: ChatEndpoint, decision: Decision, request_id: str, start: float
+    ) -> None:
+        self._endpoint = endpoint
+        self._decision = decision
+        self._request_id = request_id
+        self._start = start
+        self._answer: Answer | None = None
+        self._first_token_ms: float | None = None
+
+    async def run(self, payload: dict[str, Any], send: Send, *, explain: bool) -> None:
+        endpoint = self._endpoint
+        try:
+            async with asyncio.timeout(endpoint._timeouts.request_s):
+                self._answer = await endpoint._dispatcher.answer(
+                    self._decision, PATH, payload, self._request_id
+                )
+        except TimeoutError as error:
+            self.record("error", 504, error="deadline exceeded")
+            raise DeadlineExceeded(
+                f"no expert answered within {endpoint._timeouts.request_s:g} s"
+            ) from error
+        except RequestRefused as refusal:
+            self.record("error", refusal.status, error="refused by the expert")
+            await send_answer(send, refusal.status, refusal.body, (JSON_TYPE, *self._headers()))
+            return
+        except ComposerError as error:
+            self.record("error", http_error(error).status, error=error.message)
+            raise
+        self._first_token_ms = self._elapsed_ms()
+        if self._answer.rest is None:
+            await send_answer(send, 200, self._answer.body, self._headers(explain))
+            self.record("ok", 200)
+        else:
+            await self._relay_stream(send, self._headers(explain))
+
+    async def _relay_stream(self, send: Send, headers: list[Header]) -> None:
+        assert self._answer is not None
+        assert self._answer.rest is not None
+        rest = self._answer.rest
+        try:
+            headers.append((b"cache-control", b"no-store"))
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await _send_part(send, self._answer.body)
+            async for data in rest:
+                await _send_part(send, data)
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            rest.close()
+        if rest.error is None:
+            self.record("ok", 200)
+        else:
+            self.record("error", 200, error=rest.error)
+
+    def record(self, status: Status, http_status: int, error: str | None = None) -> None:
+        answer = self._answer
+        outcome = Outcome(
+            decision_id=self._decision.id,
+            expert=answer.expert if answer is not None else None,
+            status=status,
+            http_status=http_status,
+            failed=answer.failed if answer is not None else (),
+            first_token_ms=self._first_token_ms,
+            total_ms=self._elapsed_ms(),
+            streamed=answer is not None and answer.rest is not None,
+            error=error,
+        )
+        self._endpoint._sink.record(self._decision, outcome)
+        if self._endpoint._log_requests or status != "ok":
+            self._log(outcome)
+
+    def _log(self, outcome: Outcome) -> None:
+        decision = self._decision
+        write = self._endpoint._log.info if outcome.status == "ok" else self._endpoint._log.warning
+        write(
+            "request",
+            decision=decision.id,
+            expert=outcome.expert,
+            category=decision.category,
+            cache=decision.cache,
+            status=outcome.status,
+            http_status=outcome.http_status,
+            failed=outcome.failed or None,
+            route_ms=round(decision.route_ms, 3),
+            total_ms=round(outcome.total_ms, 1),
+            error=outcome.error,
+        )
+
+    def _elapsed_ms(self) -> float:
+        return (self._endpoint._clock() - self._start) * 1000
+
+    def _headers(self, explain: bool = False) -> list[Header]:
+        decision, answer = self._decision, self._answer
+        headers = [
+            (b"content-type", answer.content_type if answer is not None else b"application/json"),
+            (b"x-request-id", self._request_id.encode()),
+            (b"x-composer-decision", decision.id.encode()),
+            (b"x-composer-category", header_value(decision.category)),
+            (b"x-composer-cache", decision.cache.encode()),
+            (b"x-composer-route-ms", f"{decision.route_ms:.2f}".encode()),
+        ]
+        if answer is not None:
+            headers.append((b"x-composer-expert", answer.expert.encode()))
+            headers.append((b"x-composer-attempts", str(answer.attempts).encode()))
+        if explain:
+            probability = f"{decision.category_probability:.4f}".encode()
+            headers.append((b"x-composer-category-probability", probability))
+            headers.append((b"x-composer-reason", header_value(decision.reason)))
+        return headers
+
+
+async def _send_part(send: Send, data: bytes) -> None:
+    await send({"type": "http.response.body", "body": data, "more_body": True})

@@ -1,0 +1,41 @@
+"""`GET /v1/models`: the live compositions and the experts, as an OpenAI client lists them."""
+
+from typing import Any
+
+from composer.snapshots import View
+
+
+def list_models(view: View) -> dict[str, Any]:
+    """Compositions first; `composer` tells what an entry is."""
+    entries = [
+        {
+            "id": name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "composer",
+            "composer": {
+                "kind": "composition",
+                "version": live.record.version,
+                "experts": list(live.experts),
+                "categories": list(live.artefact.manifest.categories),
+            },
+        }
+        for name, live in view.compositions.items()
+    ] + [
+        {
+            "id": spec.id,
+            "object": "model",
+            "created": 0,
+            "owned_by": "composer",
+            "composer": {
+                "kind": spec.kind,
+                "base": spec.base,
+                "params_b": spec.params_b,
+                "context_length": spec.context_length,
+                "capabilities": sorted(spec.capabilities),
+                "instruction": spec.instruction,
+            },
+        }
+        for spec in view.snapshot.experts.values()
+    ]
+    return {"object": "list", "data": entries}

@@ -1,0 +1,187 @@
+"""Requests of the data plane: validated, bounded, and turned into a `RouteQuery`."""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from experts.errors import InvalidRequest
+from experts.spec import Capability, ExpertId
+from routers.types import Needs, Policy, RouteQuery
+
+MAX_MESSAGES = 4096
+MAX_TEXT = 4 << 20
+CHARS_PER_TOKEN = 6
+"""More characters per token than ordinary text has: the length in tokens is a lower bound, so no
+expert is ruled out by a guess. The engine has the last word."""
+
+R = TypeVar("R", bound=BaseModel)
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+
+
+class _Body(BaseModel):
+    """Fields that Composer does not know are the engine's business, and are relayed."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class ContentPart(_Body):
+    type: str = Field(max_length=64)
+    text: Text | None = None
+
+
+class Message(_Body):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Text | Annotated[list[ContentPart], Field(max_length=1024)] | None = None
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, list):
+            return "\n".join(part.text for part in self.content if part.text)
+        return self.content or ""
+
+
+class ComposerOptions(BaseModel):
+    """The request's own policy: what it may spend and whether it wants the decision explained."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    max_params_b: float | None = Field(default=None, ge=0)
+    max_price: float | None = Field(default=None, ge=0)
+    max_latency_ms: float | None = Field(default=None, gt=0)
+    quality_weight: float | None = Field(default=None, ge=0, le=1)
+    experts: Annotated[list[ExpertId], Field(min_length=1, max_length=1024)] | None = None
+    explain: bool = False
+
+
+class StreamOptions(_Body):
+    include_usage: bool | None = None
+
+
+class ResponseFormat(_Body):
+    type: str = Field(max_length=64)
+
+
+class ChatRequest(_Body):
+    """`POST /v1/chat/completions`. Ranges are those of the OpenAI API."""
+
+    model: str = Field(default="auto", min_length=1, max_length=256)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    n: int | None = Field(default=None, ge=1, le=128)
+    stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
+    seed: int | None = None
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    logprobs: bool | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=1024)] | None = None
+    functions: Annotated[list[dict[str, Any]], Field(max_length=1024)] | None = None
+    response_format: ResponseFormat | None = None
+    composer: ComposerOptions = ComposerOptions()
+
+    def query(self) -> RouteQuery:
+        """What routing sees: the last thing the user said, the needs, the policy."""
+        characters = sum(len(message.text) for message in self.messages)
+        return RouteQuery(
+            text=routing_text(self.messages),
+            needs=Needs(
+                context_tokens=characters // CHARS_PER_TOKEN,
+                output_tokens=self.max_completion_tokens or self.max_tokens,
+                capabilities=self._capabilities(),
+            ),
+            policy=policy(self.composer),
+        )
+
+    def _capabilities(self) -> frozenset[Capability]:
+        needed: set[Capability] = set()
+        if self.tools or self.functions:
+            needed.add("tools")
+        if self.response_format is not None and self.response_format.type != "text":
+            needed.add("json")
+        if self.logprobs:
+            needed.add("logprobs")
+        if self.n is not None and self.n > 1:
+            needed.add("n")
+        for message in self.messages:
+            if isinstance(message.content, list) and any(
+                part.type not in ("text", "refusal") for part in message.content
+            ):
+                needed.add("vision")
+        return frozenset(needed)
+
+
+class RouteRequest(BaseModel):
+    """`POST /v1/route`: a prompt or messages, and the same options as a chat."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str = Field(default="auto", min_length=1, max_length=256)
+    prompt: Text | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    composer: ComposerOptions = ComposerOptions()
+
+    def query(self) -> RouteQuery:
+        """
+        Raises:
+            InvalidRequest: not exactly one of `prompt` and `messages` is given.
+        """
+        if (self.prompt is None) == (self.messages is None):
+            raise InvalidRequest("give either 'prompt' or 'messages'", param="prompt")
+        text = self.prompt if self.prompt is not None else routing_text(self.messages or [])
+        return RouteQuery(text=text, policy=policy(self.composer))
+
+
+def routing_text(messages: list[Message]) -> str:
+    """What the human asks now: the last user message that has text, else the last message."""
+    for message in reversed(messages):
+        if message.role == "user" and message.text.strip():
+            return message.text
+    return messages[-1].text
+
+
+def policy(options: ComposerOptions) -> Policy:
+    return Policy(
+        max_params_b=options.max_params_b,
+        max_price=options.max_price,
+        max_latency_ms=options.max_latency_ms,
+        quality_weight=options.quality_weight,
+        experts=None if options.experts is None else frozenset(options.experts),
+    )
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """
+    Raises:
+        InvalidRequest: not UTF-8, not JSON, or not an object.
+    """
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the request body is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise InvalidRequest("the request body must be a JSON object")
+    return data
+
+
+def validate(model: type[R], data: dict[str, Any]) -> R:
+    """
+    Raises:
+        InvalidRequest: the first field that is wrong, and how.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in problem["loc"] if not _is_type_name(part))
+        message = problem["msg"][:1].lower() + problem["msg"][1:]
+        raise InvalidRequest(f"'{field}': {message}", param=field) from error
+
+
+def _is_type_name(part: str | int) -> bool:
+    """Pydantic names the branch of a union in the path of an error; a client doesn't care."""
+    return isinstance(part, str) and part.startswith(("str", "constrained-str", "list["))

@@ -1,0 +1,41 @@
+"""A decision as JSON: the same object wherever it is shown."""
+
+from typing import Any
+
+from routers.types import Decision
+
+
+def decision_view(decision: Decision, *, explain: bool) -> dict[str, Any]:
+    """The decision; with `explain`, every score and who was ruled out and why."""
+    view: dict[str, Any] = {
+        "id": decision.id,
+        "object": "composer.decision",
+        "composition": decision.composition,
+        "version": decision.version,
+        "expert": decision.expert,
+        "category": decision.category,
+        "category_probability": round(decision.category_probability, 4),
+        "uncertainty": round(decision.uncertainty, 4),
+        "general": decision.general,
+        "reason": decision.reason,
+        "cache": decision.cache,
+        "route_ms": round(decision.route_ms, 3),
+        "ranking": [candidate.id for candidate in decision.ranking],
+    }
+    if explain:
+        view["scores"] = {
+            candidate.id: {
+                "quality": round(candidate.quality, 4),
+                "utility": round(candidate.utility, 4),
+            }
+            for candidate in decision.ranking
+        }
+        view["ruled_out"] = dict(decision.ruled_out)
+        view["probabilities"] = {
+            category: round(probability, 4)
+            for category, probability in sorted(
+                decision.probabilities.items(), key=lambda item: -item[1]
+            )
+        }
+        view["encoder"] = decision.encoder
+    return view

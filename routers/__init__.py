@@ -1,0 +1,1 @@
+"""How an expert is chosen: encoders, category router, mapping, ranking, training, artefacts."""

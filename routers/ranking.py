@@ -1,0 +1,136 @@
+"""From scores to a ranking: who is eligible, then the policy, then load as the tie-break.
+
+Done after the decision cache, so that a cached score can never bypass a need or a permission.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from experts.errors import ExpertUnavailable, NoEligibleExpert
+from experts.spec import ExpertSpec
+from routers.types import Needs, Policy, RankedExpert, Ranking, RouteQuery
+
+TIE = 1e-9
+"""Utilities closer than this are a tie, which the cheaper and less loaded expert wins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What is known of the experts at this moment.
+
+    `unavailable` (id -> reason), `latency_ms` (id -> recent time to first token), `load`
+    (id -> requests in flight).
+    """
+
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+    latency_ms: Mapping[str, float] = field(default_factory=dict)
+    load: Mapping[str, int] = field(default_factory=dict)
+
+
+def rank(
+    quality: Mapping[str, float],
+    experts: Mapping[str, ExpertSpec],
+    query: RouteQuery,
+    conditions: Conditions,
+    default_weight: float = 1.0,
+) -> Ranking:
+    """Rank the experts that `quality` names for `query`.
+
+    `default_weight` is the weight of quality for a request that does not set its own.
+
+    A `null` expert takes part only where no other expert of the composition is expected to do
+    better: a canned text answers the prompts it was made for, and is no fallback for the others.
+
+    Raises:
+        ExpertUnavailable: nobody is left, and someone was ruled out for being unavailable.
+        NoEligibleExpert: nobody is left; says by which need each was ruled out.
+    """
+    ruled_out: dict[str, str] = {}
+    eligible: list[ExpertSpec] = []
+    best_answer = max(
+        (q for e, q in quality.items() if e in experts and experts[e].kind != "null"), default=0.0
+    )
+    for expert_id in quality:
+        spec = experts.get(expert_id)
+        if spec is None:
+            ruled_out[expert_id] = "not registered"
+        elif spec.kind == "null" and quality[expert_id] < best_answer:
+            ruled_out[expert_id] = "a canned answer is no fallback"
+        elif reason := why_not(spec, query.needs, query.policy, conditions):
+            ruled_out[expert_id] = reason
+        else:
+            eligible.append(spec)
+    if not eligible:
+        _refuse(ruled_out, conditions)
+    costs = _costs(eligible)
+    own = query.policy.quality_weight
+    weight = default_weight if own is None else own
+    candidates = [
+        RankedExpert(
+            id=spec.id,
+            quality=quality[spec.id],
+            utility=weight * quality[spec.id] - (1 - weight) * costs[spec.id],
+        )
+        for spec in eligible
+    ]
+    load = conditions.load
+    candidates.sort(key=lambda c: (-round(c.utility / TIE), costs[c.id], load.get(c.id, 0), c.id))
+    return Ranking(tuple(candidates), ruled_out)
+
+
+def _refuse(ruled_out: Mapping[str, str], conditions: Conditions) -> NoReturn:
+    reasons = "; ".join(f"{expert}: {reason}" for expert, reason in ruled_out.items())
+    if any(expert in conditions.unavailable for expert in ruled_out):
+        raise ExpertUnavailable(f"no expert is available for this request now ({reasons})")
+    raise NoEligibleExpert(f"no expert can answer this request ({reasons})", ruled_out)
+
+
+def why_not(spec: ExpertSpec, needs: Needs, policy: Policy, conditions: Conditions) -> str | None:
+    """The first need or limit that rules an expert out, in words; None if it is eligible."""
+    if spec.id in conditions.unavailable:
+        return conditions.unavailable[spec.id]
+    if policy.experts is not None and spec.id not in policy.experts:
+        return "not among the experts that the request allows"
+    if spec.kind == "null":
+        return None
+    if needs.context_tokens > spec.context_length:
+        return (
+            f"the prompt has at least {needs.context_tokens} tokens, "
+            f"its context holds {spec.context_length}"
+        )
+    if not needs.capabilities <= spec.capabilities:
+        missing = ", ".join(sorted(needs.capabilities - spec.capabilities))
+        return f"it lacks: {missing}"
+    if policy.max_params_b is not None and (
+        spec.params_b is None or spec.params_b > policy.max_params_b
+    ):
+        size = "unknown" if spec.params_b is None else f"{spec.params_b:g}"
+        return f"its size ({size} B) is over max_params_b {policy.max_params_b:g}"
+    if policy.max_price is not None and request_price(spec, needs) > policy.max_price:
+        return f"its price for this request is over max_price {policy.max_price:g}"
+    latency = conditions.latency_ms.get(spec.id)
+    limit = policy.max_latency_ms
+    if limit is not None and latency is not None and latency > limit:
+        return f"its first token takes {latency:.0f} ms, over max_latency_ms {limit:g}"
+    return None
+
+
+def request_price(spec: ExpertSpec, needs: Needs) -> float:
+    """Price of a request in USD, from the prompt's length and the answer's allowed length.
+
+    An answer of unstated length is taken to fill what the context leaves, 4,096 tokens at most.
+    """
+    room = max(spec.context_length - needs.context_tokens, 0)
+    output = min(needs.output_tokens if needs.output_tokens is not None else 4096, room)
+    return (needs.context_tokens * spec.price_in + output * spec.price_out) / 1e6
+
+
+def _costs(specs: Iterable[ExpertSpec]) -> dict[str, float]:
+    """Cost of each expert as a share of the dearest: by output price, else by parameters."""
+    specs = list(specs)
+    by_price = {spec.id: spec.price_out for spec in specs}
+    by_size = {spec.id: spec.params_b or 0.0 for spec in specs}
+    raw = by_price if any(by_price.values()) else by_size
+    dearest = max(raw.values()) or 1.0
+    return {expert: cost / dearest for expert, cost in raw.items()}
