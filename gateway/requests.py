@@ -184,4 +184,6 @@ def validate(model: type[R], data: dict[str, Any]) -> R:
 
 def _is_type_name(part: str | int) -> bool:
     """Pydantic names the branch of a union in the path of an error; a client doesn't care."""
-    return isinstance(part, str) and part.startswith(("str", "constrained-str", "list["))
+    return isinstance(part, str) and (
+        part == "str" or part.startswith(("constrained-str", "list["))
+    )

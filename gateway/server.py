@@ -5,49 +5,53 @@ import socket
 import uvicorn
 
 from composer.config import Config
-from composer.root import build
+from composer.root import Parts, build
 from gateway.app import Gateway
 from gateway.chat import ChatEndpoint
 from gateway.health import Health
 from gateway.metrics import Metrics
 
 BACKLOG = 2048
+KEEP_ALIVE_S = 75
 
 
 async def serve(config: Config, redis_url: str, listener: socket.socket) -> None:
     """Serve on `listener` until SIGTERM or SIGINT, then finish what runs within the drain time."""
     async with build(config, redis_url) as parts:
-        metrics = Metrics()
-        chat = ChatEndpoint(
-            parts.pipeline,
-            parts.dispatcher,
-            metrics,
-            config.limits,
-            config.timeouts,
-            log_requests=config.log.requests,
+        await build_server(config, parts).serve(sockets=[listener])
+
+
+def build_server(config: Config, parts: Parts) -> uvicorn.Server:
+    """The ASGI application on uvicorn, ready to serve."""
+    metrics = Metrics()
+    chat = ChatEndpoint(
+        parts.pipeline,
+        parts.dispatcher,
+        metrics,
+        config.limits,
+        config.timeouts,
+        log_requests=config.log.requests,
+    )
+    app = Gateway(
+        chat,
+        parts.pipeline,
+        Health(parts.keeper, parts.conditions),
+        metrics,
+        config.limits,
+        config.timeouts,
+    )
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            ws="none",
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=int(config.timeouts.drain_s),
         )
-        app = Gateway(
-            chat,
-            parts.pipeline,
-            Health(parts.keeper, parts.conditions),
-            metrics,
-            config.limits,
-            config.timeouts,
-        )
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                lifespan="off",
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                date_header=False,
-                proxy_headers=False,
-                ws="none",
-                backlog=BACKLOG,
-                timeout_keep_alive=75,
-                timeout_graceful_shutdown=int(config.timeouts.drain_s),
-                h11_max_incomplete_event_size=64 << 10,
-            )
-        )
-        await server.serve(sockets=[listener])
+    )

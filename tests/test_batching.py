@@ -54,7 +54,7 @@ async def batcher(encoder: GatedEncoder) -> AsyncIterator[MicroBatcher]:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - the condition changes in a thread
+        while not condition():
             await asyncio.sleep(0.001)
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from eval.bench import servers
+from eval.bench.gateway import start_gateway
 from eval.bench.generators import own
 from eval.bench.load import Load, generate
 from eval.bench.report import failures, rows, table
@@ -136,3 +137,13 @@ def test_the_verdict_fails_when_the_gateway_is_slow_or_a_request_failed(
     taken: Round, reasons: int
 ) -> None:
     assert len(failures(rows([taken]), Scenario(16, False), min_ratio=0.4)) == reasons
+
+
+def test_the_gateway_answers_from_its_cache_when_the_bench_has_started_it(upstream: Server) -> None:
+    with start_gateway(upstream.url) as gateway:
+        load = own(gateway.url, 2, 0.2, False)
+        streamed = own(gateway.url, 2, 0.2, True)
+
+    assert load.errors == streamed.errors == 0
+    assert min(load.requests, streamed.requests) > 10
+    assert gateway.process.returncode is not None

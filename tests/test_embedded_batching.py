@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from experts.engines.embedded import weights
 from experts.engines.embedded.adapters import read_adapter
 from experts.engines.embedded.attention import decode_groups
 from experts.engines.embedded.cache import SlotCache
@@ -195,6 +196,24 @@ def test_greedy_text_is_the_same_in_a_batch_and_alone_when_rows_join_and_leave(
     for (_, in_batch), (_, prompt, adapter, tokens) in zip(together, plan, strict=True):
         alone = request(prompt, adapter, tokens=tokens)
         assert batched[in_batch].text == drive(scheduler, [(0, alone)])[alone].text
+
+
+def test_greedy_text_equals_transformers_when_the_real_model_runs_in_float32(
+    cache_dir: Path,
+) -> None:
+    folder = weights.prepare_smollm2(cache_dir, print)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    asked = [
+        request(tokenizer(text)["input_ids"], tokens=10)
+        for text in ("The capital of France is", "1, 2, 3,", "def add(a, b):\n    return")
+    ]
+    scheduler = scheduler_for(folder, {}, prefill_tokens=4)
+    heard = drive(scheduler, [(2 * i, generation) for i, generation in enumerate(asked)])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for generation in asked:
+        ids = torch.tensor([generation.prompt])
+        out = model.generate(ids, max_new_tokens=10, do_sample=False, eos_token_id=None)
+        assert heard[generation].text == Letters().decode(out[0, ids.shape[1] :].tolist())
 
 
 def test_row_leaves_at_the_next_boundary_when_it_is_cancelled(tiny: Path) -> None:

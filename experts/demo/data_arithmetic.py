@@ -151,7 +151,7 @@ def one_operation(rng: random.Random) -> Example:
     return finish(as_typed(rng, prompt), [step], value)
 
 
-PERCENT_FRAMES = (
+PERCENT_FRAMES: tuple[str, ...] = (
     "{p}% of {n}",
     "{p} % of {n}",
     "{p} percent of {n}",

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from experts.demo.templates import load_template
+
 Item = TypeVar("Item")
 
 
@@ -22,33 +24,19 @@ class Example:
 
 Writer = Callable[[random.Random], Example]
 
-FIRST_NAMES = tuple(
-    "Anna Ben Clara David Emma Felix Grace Hugo Isla Jack Karim Lena Marco Nina Omar Priya Quentin "
-    "Rosa Sam Tara Umar Vera Will Yuki Zoe Amir Bella Carlos Diana Ethan Fatima George Hana Ivan "
-    "Julia Kofi Lucy Mateo Noor Oscar Paula Ravi Sofia Tom Ursula Victor Wendy Ana Pete Mia Leo "
-    "Chloe Jonas Maya Liam Aisha Nadia Peter Ruth Simon Helen Jorge Mei Ola Raj Sara Theo "
-    "Bob Alice Kevin Megan Tyler Jasmine Dylan Kate Luis Olga Ahmed Ingrid Max Layla".split()
-)
-LAST_NAMES = tuple(
-    "Smith Garcia Kim Novak Patel Jones Rossi Chen Okafor Schmidt Silva Brown Haddad Larsen Ito "
-    "Dubois Murphy Khan Lopez Evans Wright Nguyen Fischer Costa Ahmed Clarke Moreau Ivanova Taylor "
-    "Baker Singh Mendez Olsen Park Reyes Walker Weber Young Zhang Cohen".split()
-)
-CITIES = tuple(
-    "Berlin Paris Madrid Lisbon Oslo Dublin Vienna Prague Warsaw Rome Athens Boston Denver Austin "
-    "Chicago Seattle Toronto Lima Quito Nairobi Lagos Cairo Mumbai Delhi Tokyo Osaka Seoul Sydney "
-    "Perth Leeds Bristol Geneva Zurich Milan Porto Ghent Utrecht Malmo Lyon Hamburg".split()
-)
-MONTHS = (
-    "January February March April May June July August September October November December"
-).split()
-WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+NAMES: dict[str, str] = load_template("names")
+FIRST_NAMES = NAMES["first_names"].split()
+LAST_NAMES = NAMES["last_names"].split()
+CITIES = NAMES["cities"].split()
+MONTHS = NAMES["months"].split()
+WEEKDAYS = NAMES["weekdays"].split()
 
 
 def weighted(rng: random.Random, choices: Sequence[tuple[float, Item]]) -> Item:
     """One of (weight, item) pairs."""
     weights, items = zip(*choices, strict=True)
-    return rng.choices(items, weights)[0]
+    drawn: Item = rng.choices(items, weights)[0]
+    return drawn
 
 
 def full_name(rng: random.Random) -> str:

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import random
+import sqlite3
+from contextlib import closing
 
 from experts.demo.data_common import Example, weighted
 from experts.demo.sql_questions import SINGLE, Question, a_measure, phrase, plural
@@ -24,23 +26,25 @@ def joined(rng: random.Random, parent: Drawn, child: Drawn, key: str) -> Questio
     """A question over both tables, the child holding the parent's id under `key`."""
     one, many = parent.table.one, child.table.many
     name = f"{parent.name}.{parent.label.name}"
+    title, titles = phrase(parent.label), plural(phrase(parent.label))
+    parents = parent.table.many
     join = f"{parent.name} JOIN {child.name} ON {child.name}.{key} = {parent.name}.id"
     column, source = a_measure(rng, child)
     kind = rng.random()
     if kind < 0.3:
         question = rng.choice(
             (
-                f"How many {many} does each {one} have? Show the {one}'s {phrase(parent.label)}.",
-                f"Show each {one}'s {phrase(parent.label)} with the number of their {many}.",
-                f"Count the {many} per {one} {phrase(parent.label)}.",
+                f"How many {many} does each {one} have? Show the {one}'s {title}.",
+                f"Show each {one}'s {title} with the number of their {many}.",
+                f"Count the {many} per {one} {title}.",
             )
         )
         return Question(question, f"SELECT {name}, COUNT(*) FROM {join} GROUP BY {parent.name}.id")
     if kind < 0.5 and source.summed:
         question = rng.choice(
             (
-                f"What is the total {source.phrase} of the {many} per {one} {phrase(parent.label)}?",
-                f"Show every {one}'s {phrase(parent.label)} and the total {source.phrase} of their {many}.",
+                f"What is the total {source.phrase} of the {many} per {one} {title}?",
+                f"Show every {one}'s {title} and the total {source.phrase} of their {many}.",
             )
         )
         return Question(
@@ -50,8 +54,8 @@ def joined(rng: random.Random, parent: Drawn, child: Drawn, key: str) -> Questio
     if kind < 0.62:
         question = rng.choice(
             (
-                f"Which {parent.table.many} have no {many}? Show the {phrase(parent.label)}.",
-                f"List the {plural(phrase(parent.label))} of {parent.table.many} without any {many}.",
+                f"Which {parents} have no {many}? Show the {title}.",
+                f"List the {titles} of {parents} without any {many}.",
             )
         )
         return Question(
@@ -77,16 +81,18 @@ def joined(rng: random.Random, parent: Drawn, child: Drawn, key: str) -> Questio
     if kind < 0.88:
         question = rng.choice(
             (
-                f"List the {words} of every {child.table.one} with the {phrase(parent.label)} of its {one}.",
-                f"Show the {words} of all {many} together with the {one}'s {phrase(parent.label)}.",
+                f"List the {words} of every {child.table.one} with the {title} of its {one}.",
+                f"Show the {words} of all {many} together with the {one}'s {title}.",
             )
         )
         return Question(question, f"SELECT {detail}, {name} FROM {join}")
     value = random_number(rng, source)
     question = rng.choice(
         (
-            f"List the {plural(phrase(parent.label))} of {parent.table.many} that have {many} with a {source.phrase} above {value}, each once.",
-            f"Which {parent.table.many} have a {child.table.one} with a {source.phrase} over {value}? Show each {phrase(parent.label)} once.",
+            f"List the {titles} of {parents} that have {many} with a {source.phrase} "
+            f"above {value}, each once.",
+            f"Which {parents} have a {child.table.one} with a {source.phrase} "
+            f"over {value}? Show each {title} once.",
         )
     )
     return Question(
@@ -94,6 +100,7 @@ def joined(rng: random.Random, parent: Drawn, child: Drawn, key: str) -> Questio
     )
 
 
+FILLS = 20
 LAYOUTS = (
     "{schema}\n\n{question}",
     "{schema}\n{question}",
@@ -116,6 +123,17 @@ LAYOUTS = (
 )
 
 
+def telling_rows(rng: random.Random, tables: list[Drawn], query: str) -> str | None:
+    """DDL and rows of which the query selects some; None when chance brings none."""
+    for _ in range(FILLS):
+        setup = " ".join(filled(rng, drawn, query) for drawn in tables)
+        with closing(sqlite3.connect(":memory:")) as database:
+            database.executescript(setup)
+            if any(row != (None,) for row in database.execute(query)):
+                return setup
+    return None
+
+
 def sql(rng: random.Random) -> Example:
     """One schema, one question, one SELECT."""
     by_name = {table.one: table for table in TABLES}
@@ -133,7 +151,9 @@ def sql(rng: random.Random) -> Example:
     else:
         tables = [draw_table(rng, rng.choice(TABLES))]
         question = weighted(rng, SINGLE)(rng, tables[0])
-    setup = " ".join(filled(rng, drawn) for drawn in tables)
+    setup = telling_rows(rng, tables, question.query)
+    if setup is None:
+        return sql(rng)
     text = question.text
     if rng.random() < 0.15:
         text = text[0].lower() + text[1:]

@@ -13,7 +13,21 @@ from experts.demo.working import Number, answer_text, result, shown, terminates,
 TEMPLATE = load_template("stories")
 STORIES: list[tuple[str, str, str]] = [tuple(story) for story in TEMPLATE["stories"]]
 WORDS: dict[str, list[str]] = {slot: words.split() for slot, words in TEMPLATE["words"].items()}
-NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+NUMBER_WORDS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+]
 OPERATION = re.compile(r"(\w+)([-+*/])(\w+)")
 ASKED = (
     "",

@@ -55,7 +55,9 @@ def email(rng: random.Random) -> str:
     user = rng.choice(
         (f"{first}.{last}", first, f"{first[0]}{last}", f"{last}{rng.randint(1, 99)}")
     )
-    host = rng.choice("mail example post works studio acme north garden lab".split())
+    host = rng.choice(
+        ["mail", "example", "post", "works", "studio", "acme", "north", "garden", "lab"]
+    )
     return f"{user}@{host}.{rng.choice(('com', 'org', 'net', 'co.uk', 'de', 'io'))}"
 
 
@@ -80,15 +82,68 @@ def money(rng: random.Random) -> Value:
 
 
 def invented_company(rng: random.Random) -> str:
-    stem = rng.choice("Nova Bright Green North Blue Silver Apex Delta Maple Quantum Harbor".split())
-    tail = rng.choice("Tech Foods Logistics Labs Media Motors Systems Energy Bank Design".split())
+    stem = rng.choice(
+        [
+            "Nova",
+            "Bright",
+            "Green",
+            "North",
+            "Blue",
+            "Silver",
+            "Apex",
+            "Delta",
+            "Maple",
+            "Quantum",
+            "Harbor",
+        ]
+    )
+    tail = rng.choice(
+        [
+            "Tech",
+            "Foods",
+            "Logistics",
+            "Labs",
+            "Media",
+            "Motors",
+            "Systems",
+            "Energy",
+            "Bank",
+            "Design",
+        ]
+    )
     ending = rng.choice(("", "", " Ltd", " Inc", " GmbH", " & Co"))
     return rng.choice((f"{stem} {tail}{ending}", f"{rng.choice(LAST_NAMES)} {tail}{ending}"))
 
 
 def title(rng: random.Random) -> str:
-    first = rng.choice("Silent Last Hidden Golden Lost Broken Distant Winter Paper Red".split())
-    second = rng.choice("River Garden House Letter Road Island Mirror Song Forest Train".split())
+    first = rng.choice(
+        [
+            "Silent",
+            "Last",
+            "Hidden",
+            "Golden",
+            "Lost",
+            "Broken",
+            "Distant",
+            "Winter",
+            "Paper",
+            "Red",
+        ]
+    )
+    second = rng.choice(
+        [
+            "River",
+            "Garden",
+            "House",
+            "Letter",
+            "Road",
+            "Island",
+            "Mirror",
+            "Song",
+            "Forest",
+            "Train",
+        ]
+    )
     return rng.choice((f"The {first} {second}", f"{first} {second}", f"A {second} of Glass"))
 
 

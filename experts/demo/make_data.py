@@ -1,8 +1,9 @@
 """Write the training data of the demo adapters.
 
-`python -m experts.demo.make_data --out DIR [--seed 0]` writes `NAME.train.jsonl` and
+`python -m experts.demo.make_data --out DIR [--seed 0] [--without DIR]` writes `NAME.train.jsonl` and
 `NAME.heldout.jsonl` for every adapter: a line is an `Example`, whose own answer passes its check.
-Everything comes from templates in this package and a seed; nothing is read.
+Everything comes from templates in this package and a seed. The prompts that adapters are judged by
+are read only to leave out an example that happens to be one of them (`--without`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,7 +52,7 @@ DATA_SETS = (
 
 
 def write_examples(data: DataSet, seed: int, share: float = 1.0) -> list[Example]:
-    """Distinct examples in a shuffled order, the same for the same seed; `share` shrinks the set."""
+    """Distinct examples in a shuffled order, one for each seed; `share` shrinks the set."""
     rng = random.Random(f"{data.name}:{seed}")
     seen: dict[str, Example] = {}
     for writer, count in data.writers:
@@ -65,16 +67,36 @@ def write_examples(data: DataSet, seed: int, share: float = 1.0) -> list[Example
     return examples
 
 
+def normalised(prompt: str) -> str:
+    """The prompt's words and numbers, without case and punctuation."""
+    return " ".join(re.findall(r"\w+", prompt.casefold()))
+
+
+def read_prompts(folder: Path) -> frozenset[str]:
+    """The normalised prompts of a folder's JSONL files."""
+    return frozenset(
+        normalised(json.loads(line)["prompt"])
+        for file in sorted(folder.glob("*.jsonl"))
+        for line in file.read_text(encoding="utf-8").splitlines()
+    )
+
+
 def write_file(path: Path, examples: list[Example]) -> None:
     lines = [json.dumps(asdict(example), ensure_ascii=False) for example in examples]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def write_all(out: Path, seed: int, share: float = 1.0) -> None:
+def write_all(
+    out: Path, seed: int, share: float = 1.0, without: frozenset[str] = frozenset()
+) -> None:
     """Both files of every adapter; the held-out examples are the first of the shuffled ones."""
     out.mkdir(parents=True, exist_ok=True)
     for data in DATA_SETS:
-        examples = write_examples(data, seed, share)
+        examples = [
+            example
+            for example in write_examples(data, seed, share)
+            if normalised(example.prompt) not in without
+        ]
         held_out = min(HELD_OUT, len(examples) // 5)
         write_file(out / f"{data.name}.heldout.jsonl", examples[:held_out])
         write_file(out / f"{data.name}.train.jsonl", examples[held_out:])
@@ -85,8 +107,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the demo adapters' training data.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--without", type=Path, help="folder of JSONL files whose prompts are left out"
+    )
     args = parser.parse_args()
-    write_all(args.out, args.seed)
+    without = read_prompts(args.without) if args.without else frozenset()
+    write_all(args.out, args.seed, without=without)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,8 @@ def label_filter(rng: random.Random, drawn: Drawn, column: Column) -> Filter:
     assert isinstance(source, Words)
     if source.filters:
         return class_filter(rng, drawn, column)
-    letter = rng.choice("ABCDEFGHLMNPRST")
+    value = rng.choice(source.values.split("|"))
+    letter, last, inner = value[0], value[-1], rng.choice(value.replace(" ", "")).lower()
     return rng.choice(
         (
             (f"whose {source.phrase} starts with {letter}", f"{column.name} LIKE '{letter}%'"),
@@ -102,12 +103,12 @@ def label_filter(rng: random.Random, drawn: Drawn, column: Column) -> Filter:
                 f"{column.name} LIKE '{letter}%'",
             ),
             (
-                f"whose {source.phrase} ends with {letter.lower()}",
-                f"{column.name} LIKE '%{letter.lower()}'",
+                f"whose {source.phrase} ends with {last}",
+                f"{column.name} LIKE '%{last}'",
             ),
             (
-                f"whose {source.phrase} contains '{letter.lower()}'",
-                f"{column.name} LIKE '%{letter.lower()}%'",
+                f"whose {source.phrase} contains '{inner}'",
+                f"{column.name} LIKE '%{inner}%'",
             ),
         )
     )

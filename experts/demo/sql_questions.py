@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from experts.demo.sql_filters import maybe_filter
@@ -55,6 +54,8 @@ def listing(rng: random.Random, drawn: Drawn) -> Question:
             f"{names} of {many}{text}",
         )
     )
+    if text.startswith((" who ", " that ")) and rng.random() < 0.5:
+        question = f"Which {many} {text.split(maxsplit=1)[1]}?"
     return Question(question, f"SELECT {label.name} FROM {drawn.name}{where}")
 
 
@@ -152,26 +153,27 @@ def best(rng: random.Random, drawn: Drawn) -> Question:
     )
     limit = 1 if rng.random() < 0.55 else rng.randint(2, 10)
     adjective = rng.choice(special)
+    name, names = phrase(label), plural(phrase(label))
     if limit == 1:
         forms = [
-            f"Which {table.one}{text} has the {word} {source.phrase}? Show its {phrase(label)}.",
-            f"What is the {phrase(label)} of the {table.one}{text} with the {word} {source.phrase}?",
-            f"Find the {phrase(label)} of the {table.one} with the {word} {source.phrase}{text}.",
+            f"Which {table.one}{text} has the {word} {source.phrase}? Show its {name}.",
+            f"What is the {name} of the {table.one}{text} with the {word} {source.phrase}?",
+            f"Find the {name} of the {table.one} with the {word} {source.phrase}{text}.",
         ]
         if adjective:
             forms += [
-                f"What is the {phrase(label)} of the {adjective} {table.one}{text}?",
-                f"Show the {phrase(label)} of the {adjective} {table.one}{text}.",
+                f"What is the {name} of the {adjective} {table.one}{text}?",
+                f"Show the {name} of the {adjective} {table.one}{text}.",
             ]
     else:
         forms = [
-            f"List the {plural(phrase(label))} of the {limit} {table.many}{text} with the {word} {source.phrase}.",
-            f"Top {limit} {table.many}{text} by {source.phrase}, {word} first: show the {phrase(label)}.",
+            f"List the {names} of the {limit} {table.many}{text} with the {word} {source.phrase}.",
+            f"Top {limit} {table.many}{text} by {source.phrase}, {word} first: show the {name}.",
         ]
         if adjective:
             forms += [
-                f"Give the {plural(phrase(label))} of the {limit} {adjective} {table.many}{text}.",
-                f"What are the {plural(phrase(label))} of the {limit} {adjective} {table.many}{text}?",
+                f"Give the {names} of the {limit} {adjective} {table.many}{text}.",
+                f"What are the {names} of the {limit} {adjective} {table.many}{text}?",
             ]
     return Question(
         rng.choice(forms), f"SELECT {label.name} FROM {drawn.name}{where} {order} LIMIT {limit}"
@@ -184,8 +186,13 @@ def ordered(rng: random.Random, drawn: Drawn) -> Question:
     text, where = maybe_filter(rng, drawn, 0.4)
     label, many = drawn.label, drawn.table.many
     down = rng.random() < 0.5
+    ways: tuple[str, ...]
     if column.kind == "measure":
-        ways = ("from highest to lowest", "in descending order of {p}", "by {p}, highest first")
+        ways = (
+            "from highest to lowest",
+            "in descending order of {p}",
+            "by {p}, highest first",
+        )
         if not down:
             ways = ("by {p}", "by {p} in ascending order", "by {p}, lowest first")
     elif column.kind == "day":
@@ -299,10 +306,11 @@ def above_average(rng: random.Random, drawn: Drawn) -> Question:
     column, source = a_measure(rng, drawn)
     label, table = drawn.label, drawn.table
     sign, word = rng.choice(((">", "above"), ("<", "below")))
+    name, names = phrase(label), plural(phrase(label))
     question = rng.choice(
         (
-            f"List the {plural(phrase(label))} of {table.many} with a {source.phrase} {word} average.",
-            f"Which {table.many} have a {source.phrase} {word} the average? Show the {phrase(label)}.",
+            f"List the {names} of {table.many} with a {source.phrase} {word} average.",
+            f"Which {table.many} have a {source.phrase} {word} the average? Show the {name}.",
         )
     )
     inner = f"SELECT AVG({column.name}) FROM {drawn.name}"

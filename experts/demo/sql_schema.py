@@ -1,8 +1,11 @@
 """The tables of the sql adapter's prompts: drawn, shown in many notations, filled with rows."""
 
+# ruff: noqa: S608 - the rows are our own words, for a database in memory
+
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +56,7 @@ class Table:
     label: Words
     classes: tuple[Words, ...]
     measures: tuple[Measure, ...]
-    days: tuple[Day, ...] = field(default=())
+    days: tuple[Day, ...]
 
 
 def read_table(entry: dict[str, Any]) -> Table:
@@ -206,21 +209,22 @@ def shown_schema(rng: random.Random, tables: list[Drawn]) -> str:
     return between.join(shown)
 
 
-def value_of(rng: random.Random, column: Column) -> str:
+def value_of(rng: random.Random, column: Column, days: list[str]) -> str:
     source = column.source
     if isinstance(source, Words):
         return literal(rng.choice(source.values.split("|")))
     if isinstance(source, Day):
-        return literal(random_day(rng))
+        return literal(rng.choice(days) if days and rng.random() < 0.3 else random_day(rng))
     if isinstance(source, Measure):
         return str(rng.randrange(source.low, source.high + 1, source.step))
     return str(rng.randint(1, 5))
 
 
-def filled(rng: random.Random, drawn: Drawn) -> str:
-    """DDL and six rows, for running the query."""
+def filled(rng: random.Random, drawn: Drawn, query: str) -> str:
+    """DDL and ten rows, some with the days that the query names."""
+    days = re.findall(r"'(\d{4}-\d\d-\d\d)'", query)
     rows = []
-    for row in range(1, 7):
-        values = [str(row) if c.kind == "id" else value_of(rng, c) for c in drawn.columns]
+    for row in range(1, 11):
+        values = [str(row) if c.kind == "id" else value_of(rng, c, days) for c in drawn.columns]
         rows.append(f"({', '.join(values)})")
     return f"{created(drawn)} INSERT INTO {drawn.name} VALUES {', '.join(rows)};"

@@ -2,10 +2,10 @@
 
 `python -m experts.demo.train_adapters --model DIR --data DIR --out experts/demo/adapters`
 
-The data are the files that `experts.demo.make_data` writes. Only the answers carry loss. What
-keeps the time down: batches of equal length, one pass over the system message that all share, a sampled
-softmax on the answer tokens alone, eager attention (its backward pass is the faster one on a CPU), and a
-bfloat16 model whose few trained weights have float32 masters in the optimizer.
+The data are the files that `experts.demo.make_data` writes. Only the answers carry loss. What keeps
+the time down: batches of equal length; one pass over the system message that all share; a sampled
+softmax on the answer tokens alone; eager attention, whose backward pass is the faster one on a CPU;
+and a bfloat16 model whose few trained weights have float32 masters in the optimizer.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -110,10 +111,8 @@ class AnswerVocabulary:
         """Mean loss; hidden is (n, width), weight (vocabulary, width), wanted (n,) token ids."""
         sample = self.unused[torch.randint(len(self.unused), (self.others,))]
         logits = (hidden @ weight[torch.cat((self.used, sample))].T).float()
-        known, guessed = logits.split((len(self.used), self.others), dim=1)
-        guessed = guessed + math.log(len(self.unused) / self.others)
-        scores = torch.cat((known, guessed), dim=1)
-        return torch.nn.functional.cross_entropy(scores, self.place[wanted])
+        logits[:, len(self.used) :] += math.log(len(self.unused) / self.others)
+        return torch.nn.functional.cross_entropy(logits, self.place[wanted])
 
 
 def answer_loss(
@@ -199,7 +198,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, recipe)
         loss = answer_loss(model, next(stream), vocabulary)
-        loss.backward()
+        torch.autograd.backward(loss)
         masters.take_gradients()
         torch.nn.utils.clip_grad_norm_(masters.masters, 1.0)
         optimizer.step()
@@ -238,7 +237,7 @@ LoRA of rank {RANK} (alpha {2 * RANK}) on {", ".join(TARGETS)}, stored in bfloat
 Recipe:
 
 ```
-python -m experts.demo.make_data --out DATA --seed 0
+python -m experts.demo.make_data --out DATA --seed 0 --without routers/demo/prompts
 python -m experts.demo.train_adapters --model BASE --data DATA --out experts/demo/adapters \\
     --only {name}
 ```
@@ -278,7 +277,7 @@ def main() -> None:
             args.model,
             args.data / f"{name}.train.jsonl",
             recipe,
-            lambda line, name=name: print(f"{name}: {line}", flush=True),
+            partial(print, f"{name}:", flush=True),
         )
         folder = args.out / name
         save_adapter(model, folder)

@@ -1,0 +1,140 @@
+"""An OpenAI-compatible upstream that misbehaves on demand: faults that a real engine can't be
+made to show at will. What it does follows from the model name that it is asked for."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+
+
+def chunk(model: str, delta: dict[str, str], finish: str | None = None) -> bytes:
+    body = {
+        "id": "c",
+        "object": "chat.completion.chunk",
+        "created": 0,
+        "model": model,
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+    }
+    return b"data: " + json.dumps(body).encode() + b"\n\n"
+
+
+class FaultyServer:
+    """`requests` holds every body and its authorization; `dropped` counts clients that left."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[dict[str, Any], str | None]] = []
+        self.dropped = 0
+        self.url = ""
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.requests.append((body, request.headers.get("authorization")))
+        model = body["model"]
+        stream = bool(body.get("stream"))
+        match model:
+            case "error-500":
+                return self.error(500, "internal trouble")
+            case "busy":
+                return self.error(429, "too many", headers={"retry-after": "7"})
+            case "bad-request":
+                return self.error(400, "temperature is odd", param="temperature")
+            case "too-long":
+                return self.error(400, "too long", code="context_length_exceeded")
+            case "leaky":
+                key = request.headers.get("authorization", "")
+                return self.error(401, f"Incorrect API key provided: {key}")
+            case "leaky-500":
+                return self.error(500, f"failed with {request.headers.get('authorization')}")
+            case "hang" | "slow":
+                return await self.hang(request)
+            case "garbage":
+                return web.Response(body=b"\x00<html>", content_type="application/json")
+        if stream:
+            return await self.stream(request, model)
+        return web.json_response(
+            {
+                "id": "c",
+                "object": "chat.completion",
+                "created": 0,
+                "model": model,
+                "choices": [
+                    {
+                        "index": 0,
+                        "message": {"role": "assistant", "content": f"I am {model}"},
+                        "finish_reason": "stop",
+                    }
+                ],
+                "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+            }
+        )
+
+    async def stream(self, request: web.Request, model: str) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(chunk(model, {"role": "assistant", "content": ""}))
+        if model == "cut-early":
+            return self.cut(request, response)
+        if model == "error-event":
+            await response.write(b'data: {"error": {"message": "out of memory"}}\n\n')
+            return response
+        await response.write(chunk(model, {"content": "Hello"}))
+        if model == "cut-late":
+            await asyncio.sleep(0.05)
+            return self.cut(request, response)
+        if model == "no-done":
+            return response
+        if model == "endless":
+            try:
+                while True:
+                    await response.write(chunk(model, {"content": "again "}))
+                    await asyncio.sleep(0.01)
+            except (ConnectionError, asyncio.CancelledError):
+                self.dropped += 1
+                raise
+        await response.write(chunk(model, {}, "stop"))
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    def cut(self, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    async def hang(self, request: web.Request) -> web.Response:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            self.dropped += 1
+            raise
+        return self.error(500, "woke up")
+
+    def error(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> web.Response:
+        error = {"message": message, "type": "error", "param": param, "code": code}
+        return web.json_response({"error": error}, status=status, headers=headers)
+
+
+@asynccontextmanager
+async def faulty_server() -> AsyncIterator[FaultyServer]:
+    server = FaultyServer()
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", server.chat)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        yield server
+    finally:
+        await runner.cleanup()
