@@ -66,7 +66,7 @@ def test_examples_answer_their_own_checks_when_generated(
 def test_no_hand_written_prompt_is_trained_on_when_they_are_left_out(tmp_path: Path) -> None:
     without = read_prompts(PROMPTS)
     assert without
-    write_all(tmp_path, seed=0, without=without)
+    write_all(tmp_path, seed=0, share=0.1, without=without)
     for data in DATA_SETS:
         lines = (tmp_path / f"{data.name}.train.jsonl").read_text(encoding="utf-8").splitlines()
         assert not without & {normalised(json.loads(line)["prompt"]) for line in lines}

@@ -1,9 +1,9 @@
 """Write the training data of the demo adapters.
 
-`python -m experts.demo.make_data --out DIR [--seed 0] [--without DIR]` writes `NAME.train.jsonl` and
-`NAME.heldout.jsonl` for every adapter: a line is an `Example`, whose own answer passes its check.
-Everything comes from templates in this package and a seed. The prompts that adapters are judged by
-are read only to leave out an example that happens to be one of them (`--without`).
+`python -m experts.demo.make_data --out DIR [--seed 0] [--without DIR]` writes `NAME.train.jsonl`
+and `NAME.heldout.jsonl` for every adapter: a line is an `Example`, whose own answer passes its
+check. Everything comes from templates in this package and a seed. The prompts that adapters are
+judged by are read only to leave out an example that happens to be one of them (`--without`).
 """
 
 from __future__ import annotations
