@@ -230,6 +230,18 @@ def test_row_leaves_at_the_next_boundary_when_it_is_cancelled(tiny: Path) -> Non
     assert (scheduler.running, scheduler.waiting) == (1, 0)
 
 
+def test_running_row_gets_a_token_at_every_step_when_a_long_prompt_joins(tiny: Path) -> None:
+    scheduler = scheduler_for(tiny, {}, prefill_tokens=16)
+    runs, joins = request([5, 6]), request(range(2, 82))
+    scheduler.add(runs)
+    heard: list[list[Generation]] = []
+    with torch.inference_mode():
+        scheduler.step()
+        scheduler.add(joins)
+        heard += [[generation for generation, _ in scheduler.step()] for _ in range(6)]
+    assert heard == [[runs]] * 4 + [[runs, joins]] * 2
+
+
 def test_newcomer_alone_is_given_up_when_its_step_fails(tiny: Path) -> None:
     scheduler = scheduler_for(tiny, {})
     good, bad = request([5, 6, 7], tokens=12), request([5, VOCABULARY + 3], tokens=12)

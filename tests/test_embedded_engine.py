@@ -220,14 +220,19 @@ async def test_every_served_name_is_listed_and_answers_differently_when_its_adap
     assert len({answer.choices[0].message.content for answer in answers}) == 3
 
 
-async def test_content_may_come_in_text_parts_and_roles_by_their_newer_names(
+async def test_answer_is_the_same_when_content_comes_in_parts_and_the_system_as_developer(
     http: aiohttp.ClientSession,
 ) -> None:
-    parts = [{"type": "text", "text": "What is the capital"}, {"type": "text", "text": "of Spain?"}]
-    messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
-    async with posted(http, chat(messages=messages, max_completion_tokens=20)) as response:
-        assert response.status == 200
-        assert "Madrid" in (await response.json())["choices"][0]["message"]["content"]
+    async def answer(role: str, content: Any) -> Any:
+        messages = [{"role": role, "content": "Be brief."}, {"role": "user", "content": content}]
+        async with posted(http, chat(messages=messages, max_completion_tokens=12)) as response:
+            assert response.status == 200
+            body = await response.json()
+            return body["choices"], body["usage"]
+
+    parts = [{"type": "text", "text": text} for text in ("What is the capital", "of Spain?")]
+    plain = await answer("system", "What is the capital\nof Spain?")
+    assert await answer("developer", parts) == plain
 
 
 async def test_sampled_text_repeats_when_the_seed_does(client: openai.AsyncOpenAI) -> None:
@@ -269,7 +274,7 @@ async def test_token_is_forced_when_its_bias_is_greatest(client: openai.AsyncOpe
 async def test_answer_is_cut_to_the_context_when_more_tokens_are_asked_for(
     http: aiohttp.ClientSession,
 ) -> None:
-    async with posted(http, chat(max_tokens=100_000, ignore_eos=True)) as response:
+    async with posted(http, chat("word " * 240, max_tokens=1000, ignore_eos=True)) as response:
         answer = await response.json()
     assert answer["usage"]["total_tokens"] == CONTEXT
     assert answer["choices"][0]["finish_reason"] == "length"
@@ -413,17 +418,6 @@ async def test_eight_streams_give_three_times_the_tokens_of_one_when_they_run_to
         if ratios[-1] >= 3:
             return
     pytest.fail(f"eight streams gave {max(ratios):.1f} times the tokens of one at best")
-
-
-async def test_running_streams_go_on_when_a_long_prompt_joins(
-    http: aiohttp.ClientSession,
-) -> None:
-    async with posted(http, chat(max_tokens=60, ignore_eos=True, stream=True)) as response:
-        await response.content.readline()
-        async with posted(http, chat("word " * 230, max_tokens=2)) as joined:
-            assert joined.status == 200
-        assert response.content.total_bytes < 60 * 100
-        assert (await events(response))[-1] == "[DONE]"
 
 
 # --- the life of the process

@@ -89,9 +89,9 @@ def table(rows: Iterable[Row]) -> str:
             scenario = row.scenario
             lines += [
                 "",
-                f"{scenario:28}{'':27}{'':31}added p50 / p99 ms",
+                f"{scenario:28}{'':26}{'':44}added p50 / p99 ms",
                 f"{'':10}{'requests/s (min - max)':>28}{'p50 ms':>9}{'p99 ms':>9}{'errors':>8}"
-                f"{'CPU us':>8}{'of relay':>10}{'to relay':>17}{'to direct':>17}",
+                f"{'CPU us':>8}{'of relay':>10}{'to relay':>20}{'to direct':>20}",
             ]
         spread = f"{row.rps:,.0f} ({row.rps_min:,.0f} - {row.rps_max:,.0f})"
         to_relay = f"{row.added_p50_to_relay_ms:+.3f} / {row.added_p99_to_relay_ms:+.3f}"
@@ -99,8 +99,8 @@ def table(rows: Iterable[Row]) -> str:
         lines.append(
             f"{row.target:10}{spread:>28}{row.p50_ms:9.3f}{row.p99_ms:9.3f}{row.errors:8}"
             f"{row.cpu_us:8.0f}{row.of_relay:10.2f}"
-            f"{'' if row.target in (DIRECT, RELAY) else to_relay:>17}"
-            f"{'' if row.target == DIRECT else to_direct:>17}"
+            f"{'' if row.target in (DIRECT, RELAY) else to_relay:>20}"
+            f"{'' if row.target == DIRECT else to_direct:>20}"
         )
     return "\n".join(lines)
 
