@@ -32,7 +32,7 @@ class EncoderConfig(_Section):
     """The text encoder of the routers; `threads` is per gateway worker."""
 
     backend: Literal["onnx", "pytorch"] = "onnx"
-    threads: int = Field(default=1, ge=1, le=64)
+    threads: int = Field(default=2, ge=1, le=64)
     max_batch: int = Field(default=32, ge=1, le=1024)
     max_waiting: int = Field(default=1024, ge=1)
 

@@ -126,7 +126,7 @@ class Dispatcher:
         """
         failed: list[tuple[str, str]] = []
         last: UpstreamFailure | None = None
-        for candidate in decision.ranking:
+        for candidate in decision.experts:
             spec = self._keeper.view.snapshot.experts.get(candidate.id)
             if spec is None:
                 failed.append((candidate.id, "no longer registered"))

@@ -8,17 +8,13 @@ from typing import NoReturn
 
 from composer.batching import MicroBatcher
 from composer.conditions import ConditionsTracker
-from composer.explain import explain
 from composer.score_cache import ScoreCache, cache_key
 from composer.snapshots import LiveComposition, SnapshotKeeper, View
 from experts.errors import NotReady, UnknownModel
 from experts.spec import ExpertSpec
 from routers.encoders.base import Encoder
 from routers.ranking import rank
-from routers.types import CacheState, Decision, RankedExpert, RouteQuery, Scores
-
-DIRECT = "direct"
-"""Category of a request that names its expert."""
+from routers.types import DIRECT, CacheState, Decision, RouteQuery, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +77,8 @@ class Pipeline:
             id=_decision_id(),
             composition=model,
             version=composition.record.version,
-            ranking=ranking.experts,
-            ruled_out=ranking.ruled_out,
-            category=scores.category,
-            category_probability=scores.category_probability,
-            uncertainty=scores.uncertainty,
-            probabilities=scores.probabilities,
-            reason=explain(scores, ranking),
+            scores=scores,
+            ranking=ranking,
             cache=scored.cache,
             encoder=self._encoder.id,
             route_ms=(self._clock() - start) * 1000,
@@ -110,13 +101,8 @@ class Pipeline:
             id=_decision_id(),
             composition="",
             version="",
-            ranking=(RankedExpert(spec.id, 1.0, 1.0),),
-            ruled_out=ranking.ruled_out,
-            category=DIRECT,
-            category_probability=1.0,
-            uncertainty=0.0,
-            probabilities={},
-            reason=f"the request names the expert '{spec.id}'",
+            scores=Scores({spec.id: 1.0}, {}, DIRECT, uncertainty=0.0, similarity=1.0),
+            ranking=ranking,
             cache="off",
             encoder=self._encoder.id,
             route_ms=(self._clock() - start) * 1000,

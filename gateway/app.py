@@ -137,7 +137,7 @@ class Gateway:
         body = await read_body(scope, receive, self._limits, self._timeouts)
         request = validate(RouteRequest, parse_json(body))
         decision = await self._pipeline.decide(request.model, request.query())
-        view = decision_view(decision, explain=request.composer.explain)
+        view = decision_view(decision, explain=request.explain)
         await send_json(send, view, [(b"x-request-id", current_id.encode())])
 
     async def _models(self, scope: Scope, receive: Receive, send: Send, current_id: str) -> None:

@@ -24,6 +24,7 @@ from gateway.asgi import (
 )
 from gateway.errors import http_error
 from gateway.requests import ChatRequest, parse_json, validate
+from routers.explain import reason_of
 from routers.types import Decision
 
 PATH = "/v1/chat/completions"
@@ -61,12 +62,16 @@ class ChatEndpoint:
             decision = await self._pipeline.decide(request.model, request.query())
             exchange = _Exchange(self, decision, request_id, start)
             try:
-                await exchange.run(payload, send, explain=request.composer.explain)
+                await exchange.run(payload, send, explain=request.explain)
             except asyncio.CancelledError:
                 exchange.record("cancelled", 499, error="the client hung up")
                 raise
         if hangup.happened:
             raise ClientGone
+
+
+WATCH_AFTER_S = 0.02
+"""Requests that are answered sooner are spared the task that watches for a hang-up."""
 
 
 class _Hangup:
@@ -76,19 +81,26 @@ class _Hangup:
         self.happened = False
         self._receive = receive
         self._task: asyncio.Task[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "_Hangup":
         self._task = asyncio.current_task()
-        self._watcher = asyncio.create_task(self._watch())
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._start)
         return self
 
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        assert self._watcher is not None
-        self._watcher.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.wait((self._watcher,))
         if self.happened and isinstance(error, asyncio.CancelledError) and self._task is not None:
             return self._task.uncancel() == 0
         return False
+
+    def _start(self) -> None:
+        self._watcher = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -206,9 +218,9 @@ class _Exchange:
             headers.append((b"x-composer-expert", answer.expert.encode()))
             headers.append((b"x-composer-attempts", str(answer.attempts).encode()))
         if explain:
-            probability = f"{decision.category_probability:.4f}".encode()
+            probability = f"{decision.scores.category_probability:.4f}".encode()
             headers.append((b"x-composer-category-probability", probability))
-            headers.append((b"x-composer-reason", header_value(decision.reason)))
+            headers.append((b"x-composer-reason", header_value(reason_of(decision))))
         return headers
 
 

@@ -1,5 +1,7 @@
 """Prometheus metrics of one gateway worker. Labels are bounded: experts, categories, statuses."""
 
+from dataclasses import dataclass
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from composer.outcome import Outcome
@@ -10,11 +12,22 @@ ROUTE_SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0
 NOBODY = "none"
 
 
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """The metrics of requests that share all labels, looked up once."""
+
+    requests: Counter
+    cache: Counter
+    first_token: Histogram
+    total: Histogram
+
+
 class Metrics:
     """Counts what happened to each request; an `OutcomeSink`."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._series: dict[tuple[str, str, str, str], _Series] = {}
         self._requests = Counter(
             "composer_requests",
             "Requests by the expert that answered, category, and how they ended.",
@@ -71,15 +84,26 @@ class Metrics:
         )
 
     def record(self, decision: Decision, outcome: Outcome) -> None:
-        expert = outcome.expert or NOBODY
-        self._requests.labels(expert, decision.category, outcome.status).inc()
-        self._cache.labels(decision.cache).inc()
-        self._route.observe(decision.route_ms / 1000)
-        self._total.labels(expert).observe(outcome.total_ms / 1000)
+        key = (outcome.expert or NOBODY, decision.category, outcome.status, decision.cache)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = self._new_series(*key)
+        series.requests.inc()
+        series.cache.inc()
+        series.total.observe(outcome.total_ms / 1000)
         if outcome.first_token_ms is not None:
-            self._first_token.labels(expert).observe(outcome.first_token_ms / 1000)
+            series.first_token.observe(outcome.first_token_ms / 1000)
+        self._route.observe(decision.route_ms / 1000)
         for name, _ in outcome.failed:
             self._fallbacks.labels(name).inc()
+
+    def _new_series(self, expert: str, category: str, status: str, cache: str) -> "_Series":
+        return _Series(
+            self._requests.labels(expert, category, status),
+            self._cache.labels(cache),
+            self._first_token.labels(expert),
+            self._total.labels(expert),
+        )
 
     def refused(self, code: str) -> None:
         self._refused.labels(code).inc()

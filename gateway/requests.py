@@ -9,6 +9,7 @@ from experts.errors import InvalidRequest
 from experts.spec import Capability, ExpertId
 from routers.types import Needs, Policy, RouteQuery
 
+_NO_LIMITS = Policy()
 MAX_MESSAGES = 4096
 MAX_TEXT = 4 << 20
 CHARS_PER_TOKEN = 6
@@ -82,7 +83,11 @@ class ChatRequest(_Body):
     tools: Annotated[list[dict[str, Any]], Field(max_length=1024)] | None = None
     functions: Annotated[list[dict[str, Any]], Field(max_length=1024)] | None = None
     response_format: ResponseFormat | None = None
-    composer: ComposerOptions = ComposerOptions()
+    composer: ComposerOptions | None = None
+
+    @property
+    def explain(self) -> bool:
+        return self.composer is not None and self.composer.explain
 
     def query(self) -> RouteQuery:
         """What routing sees: the last thing the user said, the needs, the policy."""
@@ -123,7 +128,11 @@ class RouteRequest(BaseModel):
     model: str = Field(default="auto", min_length=1, max_length=256)
     prompt: Text | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
-    composer: ComposerOptions = ComposerOptions()
+    composer: ComposerOptions | None = None
+
+    @property
+    def explain(self) -> bool:
+        return self.composer is not None and self.composer.explain
 
     def query(self) -> RouteQuery:
         """
@@ -144,7 +153,9 @@ def routing_text(messages: list[Message]) -> str:
     return messages[-1].text
 
 
-def policy(options: ComposerOptions) -> Policy:
+def policy(options: ComposerOptions | None) -> Policy:
+    if options is None:
+        return _NO_LIMITS
     return Policy(
         max_params_b=options.max_params_b,
         max_price=options.max_price,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from routers.explain import reason_of
 from routers.types import Decision
 
 
@@ -14,13 +15,13 @@ def decision_view(decision: Decision, *, explain: bool) -> dict[str, Any]:
         "version": decision.version,
         "expert": decision.expert,
         "category": decision.category,
-        "category_probability": round(decision.category_probability, 4),
-        "uncertainty": round(decision.uncertainty, 4),
+        "category_probability": round(decision.scores.category_probability, 4),
+        "uncertainty": round(decision.scores.uncertainty, 4),
         "general": decision.general,
-        "reason": decision.reason,
+        "reason": reason_of(decision),
         "cache": decision.cache,
         "route_ms": round(decision.route_ms, 3),
-        "ranking": [candidate.id for candidate in decision.ranking],
+        "ranking": [candidate.id for candidate in decision.experts],
     }
     if explain:
         view["scores"] = {
@@ -28,13 +29,13 @@ def decision_view(decision: Decision, *, explain: bool) -> dict[str, Any]:
                 "quality": round(candidate.quality, 4),
                 "utility": round(candidate.utility, 4),
             }
-            for candidate in decision.ranking
+            for candidate in decision.experts
         }
-        view["ruled_out"] = dict(decision.ruled_out)
+        view["ruled_out"] = dict(decision.ranking.ruled_out)
         view["probabilities"] = {
             category: round(probability, 4)
             for category, probability in sorted(
-                decision.probabilities.items(), key=lambda item: -item[1]
+                decision.scores.probabilities.items(), key=lambda item: -item[1]
             )
         }
         view["encoder"] = decision.encoder

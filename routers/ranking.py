@@ -3,7 +3,7 @@
 Done after the decision cache, so that a cached score can never bypass a need or a permission.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -48,35 +48,38 @@ def rank(
     """
     ruled_out: dict[str, str] = {}
     eligible: list[ExpertSpec] = []
-    best_answer = max(
-        (q for e, q in quality.items() if e in experts and experts[e].kind != "null"), default=0.0
-    )
-    for expert_id in quality:
+    canned: list[ExpertSpec] = []
+    best_answer = 0.0
+    for expert_id, expected in quality.items():
         spec = experts.get(expert_id)
         if spec is None:
             ruled_out[expert_id] = "not registered"
-        elif spec.kind == "null" and quality[expert_id] < best_answer:
-            ruled_out[expert_id] = "a canned answer is no fallback"
-        elif reason := why_not(spec, query.needs, query.policy, conditions):
+            continue
+        if spec.kind == "null":
+            canned.append(spec)
+        elif expected > best_answer:
+            best_answer = expected
+        if reason := why_not(spec, query.needs, query.policy, conditions):
             ruled_out[expert_id] = reason
         else:
             eligible.append(spec)
+    for loser in [spec.id for spec in canned if quality[spec.id] < best_answer]:
+        eligible = [spec for spec in eligible if spec.id != loser]
+        ruled_out[loser] = "a canned answer is no fallback"
     if not eligible:
         _refuse(ruled_out, conditions)
-    costs = _costs(eligible)
     own = query.policy.quality_weight
     weight = default_weight if own is None else own
-    candidates = [
-        RankedExpert(
-            id=spec.id,
-            quality=quality[spec.id],
-            utility=weight * quality[spec.id] - (1 - weight) * costs[spec.id],
-        )
-        for spec in eligible
-    ]
+    costs = _costs(eligible)
     load = conditions.load
-    candidates.sort(key=lambda c: (-round(c.utility / TIE), costs[c.id], load.get(c.id, 0), c.id))
-    return Ranking(tuple(candidates), ruled_out)
+    candidates = []
+    for spec, cost in zip(eligible, costs, strict=True):
+        expected = quality[spec.id]
+        utility = weight * expected - (1 - weight) * cost
+        place = (-round(utility / TIE), cost, load.get(spec.id, 0), spec.id)
+        candidates.append((place, RankedExpert(spec.id, expected, utility)))
+    candidates.sort()
+    return Ranking(tuple([candidate for _, candidate in candidates]), ruled_out)
 
 
 def _refuse(ruled_out: Mapping[str, str], conditions: Conditions) -> NoReturn:
@@ -94,14 +97,25 @@ def why_not(spec: ExpertSpec, needs: Needs, policy: Policy, conditions: Conditio
         return "not among the experts that the request allows"
     if spec.kind == "null":
         return None
+    return _unmet_need(spec, needs) or (
+        None if policy.is_free else _over_limit(spec, needs, policy, conditions)
+    )
+
+
+def _unmet_need(spec: ExpertSpec, needs: Needs) -> str | None:
     if needs.context_tokens > spec.context_length:
         return (
             f"the prompt has at least {needs.context_tokens} tokens, "
             f"its context holds {spec.context_length}"
         )
-    if not needs.capabilities <= spec.capabilities:
-        missing = ", ".join(sorted(needs.capabilities - spec.capabilities))
-        return f"it lacks: {missing}"
+    if needs.capabilities and not needs.capabilities <= spec.capabilities:
+        return f"it lacks: {', '.join(sorted(needs.capabilities - spec.capabilities))}"
+    return None
+
+
+def _over_limit(
+    spec: ExpertSpec, needs: Needs, policy: Policy, conditions: Conditions
+) -> str | None:
     if policy.max_params_b is not None and (
         spec.params_b is None or spec.params_b > policy.max_params_b
     ):
@@ -109,8 +123,7 @@ def why_not(spec: ExpertSpec, needs: Needs, policy: Policy, conditions: Conditio
         return f"its size ({size} B) is over max_params_b {policy.max_params_b:g}"
     if policy.max_price is not None and request_price(spec, needs) > policy.max_price:
         return f"its price for this request is over max_price {policy.max_price:g}"
-    latency = conditions.latency_ms.get(spec.id)
-    limit = policy.max_latency_ms
+    latency, limit = conditions.latency_ms.get(spec.id), policy.max_latency_ms
     if limit is not None and latency is not None and latency > limit:
         return f"its first token takes {latency:.0f} ms, over max_latency_ms {limit:g}"
     return None
@@ -126,11 +139,11 @@ def request_price(spec: ExpertSpec, needs: Needs) -> float:
     return (needs.context_tokens * spec.price_in + output * spec.price_out) / 1e6
 
 
-def _costs(specs: Iterable[ExpertSpec]) -> dict[str, float]:
+def _costs(specs: Sequence[ExpertSpec]) -> list[float]:
     """Cost of each expert as a share of the dearest: by output price, else by parameters."""
-    specs = list(specs)
-    by_price = {spec.id: spec.price_out for spec in specs}
-    by_size = {spec.id: spec.params_b or 0.0 for spec in specs}
-    raw = by_price if any(by_price.values()) else by_size
-    dearest = max(raw.values()) or 1.0
-    return {expert: cost / dearest for expert, cost in raw.items()}
+    raw = [spec.price_out for spec in specs]
+    dearest = max(raw)
+    if dearest == 0:
+        raw = [spec.params_b or 0.0 for spec in specs]
+        dearest = max(raw) or 1.0
+    return [cost / dearest for cost in raw]

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from experts.spec import Capability
 
 GENERAL = "general"
 """The category of prompts that the category router is unsure of."""
+
+DIRECT = "direct"
+"""Stands for the category of a request that names its expert."""
 
 CacheState = Literal["hit", "miss", "off"]
 
@@ -39,6 +42,11 @@ class Policy:
     max_latency_ms: float | None = None
     quality_weight: float | None = None
     experts: frozenset[str] | None = None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no limit is set on size, price or latency."""
+        return self.max_params_b is self.max_price is self.max_latency_ms is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +81,11 @@ class Scores:
         return max(self.probabilities.values(), default=0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class RankedExpert:
-    """One candidate: `quality` is the expected score, `utility` what it was ranked by."""
+class RankedExpert(NamedTuple):
+    """One candidate: `quality` is the expected score, `utility` what it was ranked by.
+
+    A named tuple, because one is made for every expert of every request.
+    """
 
     id: str
     quality: float
@@ -92,28 +102,36 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The result of routing one request. The tail of `ranking` is the fallback chain."""
+    """The result of routing one request. The tail of `experts` is the fallback chain.
+
+    `composition` and `version` are empty when the request named its expert.
+    """
 
     id: str
     composition: str
     version: str
-    ranking: tuple[RankedExpert, ...]
-    ruled_out: Mapping[str, str]
-    category: str
-    category_probability: float
-    uncertainty: float
-    probabilities: Mapping[str, float]
-    reason: str
+    scores: Scores
+    ranking: Ranking
     cache: CacheState
     encoder: str
     route_ms: float
 
     @property
+    def experts(self) -> tuple[RankedExpert, ...]:
+        """Candidates, best first."""
+        return self.ranking.experts
+
+    @property
     def expert(self) -> str:
         """Id of the expert ranked first."""
-        return self.ranking[0].id
+        return self.ranking.experts[0].id
+
+    @property
+    def category(self) -> str:
+        """The category routed on."""
+        return self.scores.category
 
     @property
     def general(self) -> bool:
         """Whether the router was unsure and fell back to the general row of the mapping."""
-        return self.category == GENERAL
+        return self.scores.category == GENERAL

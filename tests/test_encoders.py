@@ -1,7 +1,6 @@
 """The encoder: what a text becomes, on either backend, and how its graph is made."""
 
 import importlib.util
-import os
 import subprocess
 import sys
 import threading
@@ -45,13 +44,6 @@ REFERENCE = {
     ),
     "漢字とカタカナ и кириллица, 🎉": (-0.07829, 0.05351, -0.07886, -0.04494, -0.04165, 0.01336),
 }
-
-
-@pytest.fixture(scope="module")
-def cache_dir() -> Path:
-    """A cache that outlives the run: the export takes ten seconds and never changes."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "expert-composer"
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ def _write_config(folder: Path, port: int, upstream_url: str) -> Path:
         "composition": {"name": "auto", "artefact": "router"},
     }
     file.write_text(yaml.safe_dump(settings))
-    _write_router(folder / "router", load_config(file, environ={}))
+    _write_router(folder / "router", load_config(file))
     return file
 
 

@@ -74,9 +74,9 @@ def joined(rng: random.Random, parent: Drawn, child: Drawn, key: str) -> Questio
         return Question(
             question, f"SELECT COUNT(*) FROM {join} WHERE {name} = {literal(parent_name)}"
         )
-    wanted, words = (child.label, phrase(child.label)) if child.of_kind("label") else (column, "")
-    if not words:
-        wanted, words = column, source.phrase
+    wanted, words = column, source.phrase
+    if child.of_kind("label"):
+        wanted, words = child.label, phrase(child.label)
     detail = f"{child.name}.{wanted.name}"
     if kind < 0.88:
         question = rng.choice(

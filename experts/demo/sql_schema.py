@@ -103,7 +103,10 @@ class Drawn:
 
 
 def draw_table(rng: random.Random, table: Table, key: str = "") -> Drawn:
-    """The table with an id, its label and some of its columns; `key` adds a foreign key."""
+    """The table with an id, its label and some of its columns.
+
+    `key` adds a foreign key, in place of a label that would name the same.
+    """
     columns = [Column(rng.choice(table.label.names.split("|")), "label", table.label)]
     classes = list(table.classes)
     measures = list(table.measures)
@@ -118,7 +121,8 @@ def draw_table(rng: random.Random, table: Table, key: str = "") -> Drawn:
         rng.shuffle(others)
     columns += others
     if key:
-        columns = [Column(key, "key", None), *[c for c in columns if c.kind != "class"]]
+        kept = ("label", "measure", "day") if not table.label.filters else ("measure", "day")
+        columns = [Column(key, "key", None), *[c for c in columns if c.kind in kept]]
     if key or rng.random() < 0.75:
         columns.insert(0, Column("id", "id", None))
     names = [column.name for column in columns]

@@ -43,10 +43,10 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "maths": Recipe(steps=500, batch=24, rate=2e-3),
-    "extract": Recipe(steps=250, batch=16, rate=1e-3),
-    "sql": Recipe(steps=350, batch=16, rate=1e-3),
-    "triage": Recipe(steps=300, batch=16, rate=1e-3),
+    "maths": Recipe(steps=520, batch=8, rate=1.5e-3),
+    "extract": Recipe(steps=160, batch=8, rate=1e-3),
+    "sql": Recipe(steps=480, batch=8, rate=1.5e-3),
+    "triage": Recipe(steps=260, batch=16, rate=1e-3),
 }
 
 
@@ -246,7 +246,7 @@ python -m experts.demo.train_adapters --model BASE --data DATA --out experts/dem
 - Training: {recipe.steps} steps of {recipe.batch} examples, AdamW, peak learning rate
   {recipe.rate:g}, cosine, seed {recipe.seed}; loss on the answers only; the model's own chat
   template with its default system message.
-- Time: {seconds / 60:.1f} minutes on one CPU thread. Final training loss {loss:.3f}.
+- Time: {seconds / 60:.1f} minutes of CPU time on one thread. Final training loss {loss:.3f}.
 """,
         encoding="utf-8",
     )
@@ -272,7 +272,7 @@ def main() -> None:
             rate=args.rate or asked.rate,
             seed=asked.seed,
         )
-        started = time.perf_counter()
+        started = time.process_time()
         model, loss, examples = train(
             args.model,
             args.data / f"{name}.train.jsonl",
@@ -281,7 +281,7 @@ def main() -> None:
         )
         folder = args.out / name
         save_adapter(model, folder)
-        write_card(folder, name, recipe, loss, examples, time.perf_counter() - started)
+        write_card(folder, name, recipe, loss, examples, time.process_time() - started)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,11 @@ def _geometry(config: Any, dtype: torch.dtype) -> Geometry:
 
 
 def pack_linears(model: nn.Module) -> None:
-    """Replace every Linear that has a faster packed form, in place."""
+    """Replace every Linear that has a faster packed form, in place.
+
+    What is left is copied out of the mapped file, whose pages would otherwise count as this
+    process's memory for good.
+    """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
     for name, linear in list(model.named_modules()):
@@ -99,3 +103,5 @@ def pack_linears(model: nn.Module) -> None:
         if linear.weight.dtype is torch.bfloat16:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, PackedLinear(linear))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()

@@ -22,9 +22,7 @@ class RowSampler:
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int]) -> None:
         self.params = params
-        self.greedy = (
-            params.temperature < _COLDEST or params.top_p == 0.0 or params.top_k == 1
-        )
+        self.greedy = params.temperature < _COLDEST or params.top_p == 0.0 or params.top_k == 1
         self.edits = bool(
             params.logit_bias
             or params.frequency_penalty
