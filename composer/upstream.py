@@ -49,10 +49,6 @@ class Reply:
 
     response: aiohttp.ClientResponse
 
-    @property
-    def content_type(self) -> bytes:
-        return self.response.headers.get("content-type", "application/json").encode("latin-1")
-
     async def read(self, limit: int) -> bytes:
         """The whole body.
 

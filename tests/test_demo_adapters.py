@@ -8,10 +8,10 @@ import pytest
 
 from eval.demo.checkers import score
 from eval.intervals import paired_bootstrap
+from experts.demo.data_common import Example
 from experts.demo.make_data import (
     CATEGORIES,
     DATA_SETS,
-    Example,
     normalised,
     read_prompts,
     write_all,
