@@ -63,7 +63,8 @@ bench: setup ## the gateway against a bare relay in the same run
 	@$(BIN)/coe bench $(ARGS)
 
 demo-data: setup ## write the training data of the demo's adapters to .composer/demo-data
-	@$(BIN)/python -m experts.demo.make_data --out .composer/demo-data
+	@$(BIN)/python -m experts.demo.make_data --out .composer/demo-data \
+		--without routers/demo/prompts
 
 demo-adapters: demo-data ## train the demo's adapters anew (about an hour on two cores)
 	@$(BIN)/coe setup

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from eval.demo.checkers import score
-from eval.intervals import paired_bootstrap
 from experts.demo.data_common import Example
 from experts.demo.make_data import (
     CATEGORIES,
@@ -17,6 +16,7 @@ from experts.demo.make_data import (
     write_all,
     write_examples,
 )
+from routers.intervals import paired_bootstrap
 
 ROOT = Path(__file__).parents[1]
 ADAPTERS = ROOT / "experts" / "demo" / "adapters"

@@ -464,7 +464,8 @@ async def test_process_fails_its_requests_and_exits_with_1_when_the_model_thread
         "        raise SystemExit('out of luck')\n"
         "    return step(self)\n"
         "scheduler.Scheduler.step = dies_later\n"
-        "raise SystemExit(main())\n"
+        "import os\n"
+        "os._exit(main())\n"
     )
     engine = EngineProcess(model, "--serve", "base", program=("-c", program))
     try:

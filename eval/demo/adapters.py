@@ -16,10 +16,10 @@ from pathlib import Path
 
 from composer.config import demo_experts_file, load_config, read_experts
 from eval.demo.grade import Prompt, engine, grade, read_prompts
-from eval.intervals import Interval, paired_bootstrap
 from experts.demo.make_data import CATEGORIES
 from experts.engines.embedded.weights import prepare_smollm2
 from experts.registry import index_experts
+from routers.intervals import Interval, paired_bootstrap
 
 ADAPTERS = Path(__file__).parents[2] / "experts" / "demo" / "adapters"
 

@@ -43,7 +43,7 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "maths": Recipe(steps=520, batch=8, rate=1.5e-3),
+    "maths": Recipe(steps=1000, batch=8, rate=1.5e-3),
     "extract": Recipe(steps=160, batch=8, rate=1e-3),
     "sql": Recipe(steps=480, batch=8, rate=1.5e-3),
     "triage": Recipe(steps=260, batch=16, rate=1e-3),

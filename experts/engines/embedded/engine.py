@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from experts.engines.embedded.metrics import Metrics
 from experts.engines.embedded.prompts import Prompter
 from experts.engines.embedded.protocol import ApiError, ChatBody, CompletionBody, GenerationBody
-from experts.engines.embedded.requests import Generation, Progress, SamplingParams
+from experts.engines.embedded.requests import (
+    Generation,
+    Progress,
+    SamplingDefaults,
+    SamplingParams,
+)
 from experts.engines.embedded.runner import Runner
 
 _DEFAULT_MAX_TOKENS = 512
@@ -77,8 +82,10 @@ class Engine:
         names: Mapping[str, int],
         bounds: Bounds,
         metrics: Metrics,
+        defaults: SamplingDefaults,
     ) -> None:
         self.runner = runner
+        self.defaults = defaults
         self.names = dict(names)
         self.bounds = bounds
         self.metrics = metrics
@@ -164,18 +171,23 @@ class Engine:
             wanted = body.max_completion_tokens
         return SamplingParams(
             max_tokens=min(wanted or _DEFAULT_MAX_TOKENS, room),
-            temperature=_or(body.temperature, 1.0),
-            top_p=_or(body.top_p, 1.0),
-            top_k=min(max(body.top_k or 0, 0), self.bounds.vocabulary),
+            temperature=_or(body.temperature, self.defaults.temperature),
+            top_p=_or(body.top_p, self.defaults.top_p),
+            top_k=self._top_k(body.top_k),
             min_p=_or(body.min_p, 0.0),
             frequency_penalty=_or(body.frequency_penalty, 0.0),
             presence_penalty=_or(body.presence_penalty, 0.0),
-            repetition_penalty=_or(body.repetition_penalty, 1.0),
+            repetition_penalty=_or(body.repetition_penalty, self.defaults.repetition_penalty),
             logit_bias=self._biases(body.logit_bias or {}),
             seed=body.seed,
             stop=tuple(body.stop or ()),
             ignore_eos=body.ignore_eos,
         )
+
+    def _top_k(self, asked: int | None) -> int:
+        """-1 and 0 turn it off."""
+        top_k = self.defaults.top_k if asked is None else max(asked, 0)
+        return min(top_k, self.bounds.vocabulary)
 
     def _biases(self, biases: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
         pairs = tuple((int(token), bias) for token, bias in biases.items())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from experts.engines.embedded.attention import ATTENTION_NAME, register_attention
+from experts.engines.embedded.requests import SamplingDefaults
 from experts.errors import SetupError
 
 
@@ -105,3 +106,20 @@ def pack_linears(model: nn.Module) -> None:
             setattr(model.get_submodule(parent), leaf, PackedLinear(linear))
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
+
+
+def sampling_defaults(generation_config: Any) -> SamplingDefaults:
+    """What the model's generation_config.json recommends, where it recommends sampling."""
+    if not generation_config.do_sample:
+        return SamplingDefaults()
+    off = SamplingDefaults()
+    return SamplingDefaults(
+        temperature=_given(generation_config.temperature, off.temperature),
+        top_p=_given(generation_config.top_p, off.top_p),
+        top_k=int(_given(generation_config.top_k, off.top_k)),
+        repetition_penalty=_given(generation_config.repetition_penalty, off.repetition_penalty),
+    )
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else float(value)

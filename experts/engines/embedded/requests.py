@@ -30,6 +30,16 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """What the model's makers recommend, for requests that leave a parameter out."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """One token boundary of a request: new text (perhaps none yet) and, at the end, why it ended.
 

@@ -20,7 +20,12 @@ from experts.engines.embedded.cache import SlotCache
 from experts.engines.embedded.engine import Bounds, Engine
 from experts.engines.embedded.lora import LoraBank
 from experts.engines.embedded.metrics import Metrics
-from experts.engines.embedded.model import choose_dtype, load_base, pack_linears
+from experts.engines.embedded.model import (
+    choose_dtype,
+    load_base,
+    pack_linears,
+    sampling_defaults,
+)
 from experts.engines.embedded.prompts import Prompter
 from experts.engines.embedded.requests import Generation, SamplingParams
 from experts.engines.embedded.runner import Runner
@@ -31,6 +36,8 @@ log = logging.getLogger(__name__)
 
 _MAX_CONNECTIONS = 1024
 _STOP_DEADLINE_S = 5.0
+# Longer than any client keeps an idle connection, so that none is closed as it is used again.
+_KEEP_ALIVE_S = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +97,8 @@ def build_engine(options: ServerOptions) -> Engine:
         scheduler, metrics, threads=options.threads, stuck_after_s=options.stuck_seconds
     )
     bounds = Bounds(options.max_running, options.max_waiting, max_context, geometry.vocabulary)
-    return Engine(runner, prompter, names, bounds, metrics)
+    defaults = sampling_defaults(model.generation_config)
+    return Engine(runner, prompter, names, bounds, metrics, defaults)
 
 
 class _Server(uvicorn.Server):
@@ -115,6 +123,7 @@ def uvicorn_run(
         log_level=options.log_level,
         server_header=False,
         limit_concurrency=_MAX_CONNECTIONS,
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=2,
     )
     server = _Server(config)
