@@ -398,3 +398,18 @@ def test_code_is_refused_with_a_reason_or_accepted_when_it_is_anything(code: str
         check_code(code + "\nimport os", "f")
     with suppress(CodeRefused):
         check_code(code, "f")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "SELECT name FROM summary WHERE water = 'yes' ORDER BY name LIMIT 3",
+        '{"summary": "water the plants", "keys": ["water", "plants"]}',
+        "def water(plants): return [plant.water() for plant in plants]",
+        "water the plants now, " * 6,
+    ],
+)
+def test_text_is_no_answer_when_it_is_code_or_turns_in_circles(answer: str) -> None:
+    check = {"kind": "text", "any": ["water"], "min_words": 3}
+    assert score(check, answer) == 0.0
+    assert score(check, "Don't water your plants on a fixed day: it depends on the season.") == 1.0

@@ -1,6 +1,7 @@
 """Reading a model's answer: its words, its numbers, its first code block."""
 
 import re
+import string
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -11,6 +12,8 @@ _NUMBER = re.compile(
     r"(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?(?:[eE][-+]?\d{1,3})?"
     r"|(?<!\d)\.\d+)"
 )
+_WORD = re.compile(r"[^\W\d_]+(?:['\u2019./&-][^\W\d_]+)*")
+_DASHES_AND_QUOTES = "\u2026\u2013\u2014\u201c\u201d\u2018\u2019"
 _QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
 
 
@@ -40,6 +43,16 @@ def loops(answer: str) -> bool:
     words = fold(answer).split()
     runs = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
     return max(runs.values(), default=0) > 4
+
+
+def is_prose(answer: str) -> bool:
+    """Whether the answer is made of words, unlike code, a query or an object: seven in ten of its
+    runs are plain words, and at most a quarter of those are in capitals."""
+    runs = [run.strip(string.punctuation + _DASHES_AND_QUOTES) for run in answer.split()]
+    runs = [run for run in runs if run]
+    words = [run for run in runs if _WORD.fullmatch(run)]
+    capitals = [word for word in words if len(word) > 1 and word.isupper()]
+    return len(words) >= 0.7 * len(runs) and len(capitals) <= 0.25 * len(words)
 
 
 def last_number(answer: str) -> float | None:

@@ -11,7 +11,14 @@ import re
 import string
 from collections.abc import Callable, Mapping
 
-from eval.demo.answers import fold, last_number, loops, phrases_found, word_count
+from eval.demo.answers import (
+    fold,
+    is_prose,
+    last_number,
+    loops,
+    phrases_found,
+    word_count,
+)
 from eval.demo.fields import MAX_LIST, CheckError, Fields
 from eval.demo.sandbox import Case, CodeRefused, code_of, run_cases
 from eval.demo.sql import QueryError, first_select, is_ordered, run_select, same_rows
@@ -119,14 +126,14 @@ def contains(fields: Fields) -> Scorer:
 
 
 def text(fields: Fields) -> Scorer:
-    """The answer has `min_words` to `max_words` words, the wording asked for, and no loop."""
+    """The answer is prose without loops, of `min_words` to `max_words` and the wording asked."""
     if not any(map(fields.has, ("min_words", "max_words", "all", "any"))):
         raise fields.error("min_words", "is missing, and so is every other condition")
     least = fields.count("min_words", default=1)
     wording = _wording(fields, least)
 
     def scorer(answer: str) -> float:
-        if word_count(answer) < least or loops(answer):
+        if word_count(answer) < least or loops(answer) or not is_prose(answer):
             return 0.0
         return wording(answer)
 
