@@ -47,7 +47,10 @@ def loops(answer: str) -> bool:
 
 def is_prose(answer: str) -> bool:
     """Whether the answer is made of words, unlike code, a query or an object: seven in ten of its
-    runs are plain words, and at most a quarter of those are in capitals."""
+    runs are plain words, at most a quarter of those are in capitals, and under one character in
+    fifty is a bracket or an operator."""
+    if sum(c in "{}[]<>=;_|" for c in answer) * 50 >= len(answer):
+        return False
     runs = [run.strip(string.punctuation + _DASHES_AND_QUOTES) for run in answer.split()]
     runs = [run for run in runs if run]
     words = [run for run in runs if _WORD.fullmatch(run)]
