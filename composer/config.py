@@ -38,9 +38,10 @@ class EncoderConfig(_Section):
 
 
 class CompositionConfig(_Section):
-    """The composition that is served when the state has none of this name yet.
+    """The composition that is served.
 
-    Its router is trained at the first start on `data`, or taken ready from the folder `artefact`.
+    Its router is trained at the first start on `data`, and anew when the data or the experts have
+    changed; or it is taken ready from the folder `artefact`.
     """
 
     name: ExpertId = "auto"

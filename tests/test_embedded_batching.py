@@ -21,8 +21,13 @@ from experts.engines.embedded.attention import decode_groups
 from experts.engines.embedded.cache import SlotCache
 from experts.engines.embedded.detokenize import Detokenizer
 from experts.engines.embedded.lora import LoraBank
-from experts.engines.embedded.model import Geometry, load_base
-from experts.engines.embedded.requests import Generation, Progress, SamplingParams
+from experts.engines.embedded.model import Geometry, load_base, sampling_defaults
+from experts.engines.embedded.requests import (
+    Generation,
+    Progress,
+    SamplingDefaults,
+    SamplingParams,
+)
 from experts.engines.embedded.sampling import RowSampler, choose
 from experts.engines.embedded.scheduler import Limits, Scheduler
 from experts.errors import SetupError
@@ -514,3 +519,16 @@ def test_adapter_is_refused_when_its_weights_are_a_pickle(
     (tmp_path / "adapter_model.bin").write_bytes(b"never read")
     with pytest.raises(SetupError, match="could run code"):
         read_adapter("x", tmp_path)
+
+
+def test_makers_sampling_is_the_default_when_the_model_folder_recommends_it(
+    cache_dir: Path,
+) -> None:
+    from transformers import GenerationConfig
+
+    recommended = sampling_defaults(
+        GenerationConfig.from_pretrained(weights.prepare_smollm2(cache_dir, print))
+    )
+    assert (recommended.temperature, recommended.top_p) == (0.2, 0.9)
+    greedy = sampling_defaults(GenerationConfig(do_sample=False, temperature=0.5))
+    assert greedy == SamplingDefaults()

@@ -15,7 +15,6 @@ import yaml
 from composer.config import Config, load_config
 from eval.bench.load import request_body
 from eval.bench.servers import GATEWAY, Server, child
-from eval.bench.upstream import MODEL
 from routers.artefact import save_artefact
 from routers.category import CategoryRouter
 from routers.encoders.weights import encoder_id, find_model, weights_digest
@@ -100,7 +99,6 @@ def _write_config(folder: Path, port: int, upstream_url: str) -> Path:
                 "id": expert,
                 "kind": "remote",
                 "engine": "upstream",
-                "served_name": MODEL,
                 "context_length": 8192,
             }
             for expert in EXPERTS
