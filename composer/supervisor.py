@@ -106,6 +106,7 @@ class Supervisor:
             worker_command(config, redis_url, listener),
             self._records,
             probe=http_probe(f"{self.url}/health/live"),
+            on_state=partial(self._tell, "gateway"),
             start_s=config.timeouts.start_s,
             drain_s=config.timeouts.drain_s + 2,
         )
@@ -143,7 +144,12 @@ class Supervisor:
             return config.redis_url.get_secret_value()
         log = config.state_dir / "logs" / "redis.log"
         command = Command("redis", redis_command(config.state_dir), log=log)
-        service = Service(command, self._records, drain_s=config.timeouts.drain_s)
+        service = Service(
+            command,
+            self._records,
+            on_state=partial(self._tell, "redis"),
+            drain_s=config.timeouts.drain_s,
+        )
         await self._stack.enter_async_context(service)
         return f"unix://{socket_path(config.state_dir)}"
 
@@ -189,10 +195,16 @@ class Supervisor:
     def _set_endpoint(
         self, engine: str, url: str, key_env: str | None, state: EndpointState, reason: str
     ) -> None:
+        self._tell(engine, state, reason)
         self._pending[engine] = Endpoint(
             engine=engine, base_url=url, state=state, reason=reason, api_key_env=key_env
         )
         self._changed.set()
+
+    def _tell(self, name: str, state: EndpointState, reason: str) -> None:
+        """A person wants to hear of what fails, at once."""
+        if state == "failed":
+            self._announce(f"{name} failed, starting it again: {reason}")
 
     async def _publish(self, state: State) -> None:
         """Write endpoints to the shared state; while it is away, keep the newest of each."""

@@ -26,7 +26,7 @@ from gateway.errors import INTERNAL, HttpError, error_body, http_error, retry_af
 from gateway.guard import LoopbackGuard
 from gateway.health import Health
 from gateway.metrics import Metrics
-from gateway.models import list_models
+from gateway.models import find_model, list_models
 from gateway.requests import RouteRequest, parse_json, validate
 from gateway.views import decision_view
 
@@ -36,6 +36,7 @@ NOT_FOUND = HttpError(404, "invalid_request_error", "not_found")
 WRONG_METHOD = HttpError(405, "invalid_request_error", "method_not_allowed")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _WATCHED = "/v1/"
+_ONE_MODEL = "/v1/models/"
 
 
 class Gateway:
@@ -62,6 +63,7 @@ class Gateway:
             "/v1/chat/completions": {"POST": chat},
             "/v1/route": {"POST": self._route},
             "/v1/models": {"GET": self._models},
+            _ONE_MODEL: {"GET": self._model},
             "/health/live": {"GET": self._live},
             "/health/ready": {"GET": self._ready},
             "/metrics": {"GET": self._render_metrics},
@@ -102,7 +104,8 @@ class Gateway:
             request_id.reset(token)
 
     def _find(self, scope: Scope) -> Handler:
-        methods = self._routes.get(scope["path"])
+        path = scope["path"]
+        methods = self._routes.get(_ONE_MODEL if path.startswith(_ONE_MODEL) else path)
         if methods is None:
             raise _Unrouted(NOT_FOUND, f"there is nothing at {scope['path'][:200]!r}", [])
         handler = methods.get(scope["method"])
@@ -143,6 +146,10 @@ class Gateway:
     async def _models(self, scope: Scope, receive: Receive, send: Send, current_id: str) -> None:
         models = list_models(self._pipeline.view)
         await send_json(send, models, [(b"x-request-id", current_id.encode())])
+
+    async def _model(self, scope: Scope, receive: Receive, send: Send, current_id: str) -> None:
+        entry = find_model(self._pipeline.view, scope["path"].removeprefix(_ONE_MODEL))
+        await send_json(send, entry, [(b"x-request-id", current_id.encode())])
 
     async def _live(self, scope: Scope, receive: Receive, send: Send, current_id: str) -> None:
         await send_json(send, {"status": "live"})

@@ -3,6 +3,19 @@
 from typing import Any
 
 from composer.snapshots import View
+from experts.errors import UnknownModel
+
+
+def find_model(view: View, name: str) -> dict[str, Any]:
+    """One entry of the list.
+
+    Raises:
+        UnknownModel: there is no live composition and no expert of this name.
+    """
+    for entry in list_models(view)["data"]:
+        if entry["id"] == name:
+            return dict(entry)
+    raise UnknownModel(f"there is no model '{name}': GET /v1/models lists what is", param="model")
 
 
 def list_models(view: View) -> dict[str, Any]:

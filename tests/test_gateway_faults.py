@@ -393,6 +393,10 @@ class TestObservation:
             models = {entry["id"]: entry["composer"] for entry in (await reply.json())["data"]}
         assert models["auto"]["kind"] == "composition"
         assert models["canned"]["kind"] == "null"
+        async with gateway.session.get("/v1/models/canned") as reply:
+            assert (await reply.json())["composer"]["kind"] == "null"
+        async with gateway.session.get("/v1/models/absent") as reply:
+            assert reply.status == 404
 
     async def test_answers_go_on_and_readiness_says_degraded_when_the_state_is_away(
         self, gateway: Running
