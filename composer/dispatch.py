@@ -54,7 +54,6 @@ class Answer:
     content_type: bytes
     body: bytes
     rest: "Stream | None"
-    first_token_ms: float
 
     @property
     def attempts(self) -> int:
@@ -173,9 +172,9 @@ class Dispatcher:
         finally:
             if rest is None:
                 self._conditions.finished(spec.id)
-        elapsed = (self._clock() - start) * 1000
-        self._conditions.answered(spec.id, elapsed)
-        return Answer(spec.id, failed, EVENTS if streamed else JSON, body, rest, elapsed)
+        if rest is not None:
+            self._conditions.answered(spec.id, (self._clock() - start) * 1000)
+        return Answer(spec.id, failed, EVENTS if streamed else JSON, body, rest)
 
     def _canned(self, spec: ExpertSpec, payload: Payload, streamed: bool, failed: Failed) -> Answer:
         if streamed:
@@ -184,7 +183,7 @@ class Dispatcher:
             body = b"".join(null_stream(spec, include_usage=usage))
         else:
             body = null_answer(spec)
-        return Answer(spec.id, failed, EVENTS if streamed else JSON, body, None, 0.0)
+        return Answer(spec.id, failed, EVENTS if streamed else JSON, body, None)
 
     async def _begin_stream(self, reply: Reply, spec: ExpertSpec) -> tuple[bytes, Stream]:
         """Read up to the first event that carries output."""
@@ -195,14 +194,14 @@ class Dispatcher:
         async for data in chunks:
             head += data
             watch.feed(data)
-            *events, _ = bytes(head[seen:]).split(b"\n\n")
-            for event in events:
+            for end in sse.END.finditer(head, seen):
+                event = bytes(head[seen : end.start()])
+                seen = end.end()
                 if sse.is_error(event):
                     raise UpstreamFailure("server", "its stream began with an error")
                 if sse.carries_token(event):
                     closed = partial(self._conditions.finished, spec.id)
                     return bytes(head), Stream(chunks, reply, watch, spec.id, closed)
-                seen += len(event) + 2
             if len(head) > MAX_HEAD_BYTES:
                 raise UpstreamFailure("broken", "its stream has no output at its beginning")
         raise UpstreamFailure("broken", "its stream ended before the first token")
@@ -247,7 +246,7 @@ async def _renaming(chunks: AsyncIterator[bytes], spec: ExpertSpec) -> AsyncIter
     """Whole events, each under the expert's id."""
     pending = b""
     async for data in chunks:
-        *events, pending = (pending + data).split(b"\n\n")
+        *events, pending = sse.END.split(pending + data)
         for event in events:
             yield _renamed_event(event, spec) + b"\n\n"
         if len(pending) > MAX_HEAD_BYTES:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from composer.batching import MicroBatcher
 from composer.conditions import ConditionsTracker
-from composer.score_cache import ScoreCache, cache_key
+from composer.score_cache import ScoreCache, cache_key, normalise
 from composer.snapshots import LiveComposition, SnapshotKeeper, View
 from experts.errors import NotReady, UnknownModel
 from experts.spec import ExpertSpec
@@ -85,6 +85,7 @@ class Pipeline:
         )
 
     async def _scores(self, composition: LiveComposition, text: str) -> _Scored:
+        text = normalise(text)
         key = cache_key(composition.record.version, self._encoder.id, text)
         known = self._cache.get(key)
         if known is not None:

@@ -9,15 +9,15 @@ Key = bytes
 
 
 def normalise(text: str) -> str:
-    """Fold what no encoder of ours can see: runs of white space, and white space at the ends."""
+    """What is scored for a text: runs of white space folded, none at the ends."""
     return " ".join(text.split())
 
 
 def cache_key(version: str, encoder_id: str, text: str) -> Key:
-    """Key of the scores of a routing text under one composition version and encoder."""
+    """Key of the scores of a normalised text under one composition version and encoder."""
     digest = blake2b(digest_size=16)
     digest.update(f"{version}\0{encoder_id}\0".encode())
-    digest.update(normalise(text).encode("utf-8", "surrogatepass"))
+    digest.update(text.encode("utf-8", "surrogatepass"))
     return digest.digest()
 
 

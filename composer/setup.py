@@ -72,7 +72,7 @@ def artefact_folder(config: Config, experts: Mapping[str, ExpertSpec]) -> Path:
     """
     if config.composition.artefact is not None:
         return config.composition.artefact
-    digest = hashlib.sha256(_encoder_id(config).encode())
+    digest = hashlib.sha256(encoder_identity(config)[0].encode())
     for file in training_files(config):
         try:
             digest.update(hashlib.sha256(file.read_bytes()).digest())
@@ -85,10 +85,16 @@ def artefact_folder(config: Config, experts: Mapping[str, ExpertSpec]) -> Path:
     return config.state_dir / "artefacts" / digest.hexdigest()[:16]
 
 
-def _encoder_id(config: Config) -> str:
+def encoder_identity(config: Config) -> tuple[str, int]:
+    """Id and dimension of the configured encoder, without loading it.
+
+    Raises:
+        SetupError: it is not installed.
+    """
     from routers.encoders.weights import encoder_id, find_model, weights_digest
 
-    return encoder_id(weights_digest(find_model(), config.cache_dir))
+    model = find_model()
+    return encoder_id(weights_digest(model, config.cache_dir)), model.dimension()
 
 
 def _embedded(config: Config) -> list[EmbeddedEngineSpec]:

@@ -1,6 +1,11 @@
 """Server-sent events of OpenAI-compatible streams, read only as far as relaying needs."""
 
+import re
+
 import orjson
+
+END = re.compile(rb"\r?\n\r?\n")
+"""What ends an event: servers differ in their line ends."""
 
 DONE = b"[DONE]"
 _KEEP = 64

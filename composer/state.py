@@ -109,10 +109,17 @@ class State:
     async def put_endpoint(self, endpoint: Endpoint) -> None:
         await self._put(_ENDPOINTS, {endpoint.engine: endpoint.model_dump_json()})
 
-    async def retain(self, experts: Iterable[str], engines: Iterable[str]) -> None:
-        """Forget every expert and endpoint that is not named."""
+    async def retain(
+        self, experts: Iterable[str], engines: Iterable[str], compositions: Iterable[str]
+    ) -> None:
+        """Forget every expert, endpoint and composition that is not named."""
         async with self._redis.pipeline(transaction=True) as pipe:
-            for key, keep in ((_EXPERTS, set(experts)), (_ENDPOINTS, set(engines))):
+            for key, names in (
+                (_EXPERTS, experts),
+                (_ENDPOINTS, engines),
+                (_COMPOSITIONS, compositions),
+            ):
+                keep = set(names)
                 known = set(await self._call(self._redis.hkeys(key)))
                 if known - keep:
                     pipe.hdel(key, *sorted(known - keep))

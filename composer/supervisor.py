@@ -22,7 +22,7 @@ from composer.config import Config, resolve_experts
 from composer.processes import Command, child_environment, clean_stale
 from composer.redis_server import redis_command, socket_path
 from composer.services import Service, http_probe
-from composer.setup import artefact_folder, needs_setup
+from composer.setup import artefact_folder, encoder_identity, needs_setup
 from composer.state import CompositionRecord, Endpoint, EndpointState, State
 from experts.engine_spec import EmbeddedEngineSpec
 from experts.errors import ConfigError, NotReady, SetupError, StateUnavailable
@@ -161,8 +161,17 @@ class Supervisor:
         experts = resolve_experts(config)
         folder = artefact_folder(config, experts)
         artefact = await asyncio.to_thread(load_artefact, folder)
+        artefact.require_encoder(*await asyncio.to_thread(encoder_identity, config))
+        strangers = sorted(set(artefact.manifest.experts) - set(experts))
+        if strangers:
+            raise ConfigError(
+                f"the artefact {folder} routes to '{strangers[0]}', which is not among the "
+                "experts: add it, or train again with `coe train --experts`",
+                param="composition.artefact",
+            )
         await state.put_experts(experts.values())
-        await state.retain(experts, [engine.name for engine in config.engines])
+        engines = [engine.name for engine in config.engines]
+        await state.retain(experts, engines, [config.composition.name])
         await state.put_composition(
             CompositionRecord(
                 name=config.composition.name,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from composer.score_cache import normalise
 from experts.errors import DataError
 from experts.spec import ExpertSpec
 from routers.dataset import MAX_REPORTED, TaskData, read_task_data
@@ -58,7 +59,7 @@ def train_artefact(
     progress(f"embedding {len(data.texts)} prompts")
     embeddings = np.concatenate(
         [
-            encoder.encode(data.texts[start : start + ENCODE_BATCH])
+            encoder.encode([normalise(t) for t in data.texts[start : start + ENCODE_BATCH]])
             for start in range(0, len(data.texts), ENCODE_BATCH)
         ]
     )

@@ -142,11 +142,11 @@ class _Exchange:
         except ComposerError as error:
             self.record("error", http_error(error).status, error=error.message)
             raise
-        self._first_token_ms = self._elapsed_ms()
         if self._answer.rest is None:
             await send_answer(send, 200, self._answer.body, self._headers(explain))
             self.record("ok", 200)
         else:
+            self._first_token_ms = self._elapsed_ms()
             await self._relay_stream(send, self._headers(explain))
 
     async def _relay_stream(self, send: Send, headers: list[Header]) -> None:

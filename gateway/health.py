@@ -1,5 +1,7 @@
 """Readiness: whether prompts can be answered now, and what is missing if not."""
 
+from collections.abc import Mapping
+
 import orjson
 
 from composer.conditions import ConditionsTracker
@@ -18,6 +20,11 @@ class Health:
         """Whether the shared state can be reached."""
         return self._keeper.connected
 
+    def _state_of(self, expert: str, unavailable: Mapping[str, str]) -> str:
+        if expert not in self._keeper.view.snapshot.experts:
+            return "not registered"
+        return unavailable.get(expert, "ready")
+
     def _is_answering(self, expert: str) -> bool:
         spec = self._keeper.view.snapshot.experts.get(expert)
         return spec is not None and spec.kind != "null"
@@ -27,7 +34,7 @@ class Health:
         compositions = self._keeper.view.compositions
         unavailable = self._conditions.unavailable()
         experts = {
-            expert: unavailable.get(expert, "ready")
+            expert: self._state_of(expert, unavailable)
             for c in compositions.values()
             for expert in c.experts
         }
@@ -36,7 +43,7 @@ class Health:
         ]
         if not answering:
             status = "starting"
-        elif not self.connected or any(expert in unavailable for expert in experts):
+        elif not self.connected or any(state != "ready" for state in experts.values()):
             status = "degraded"
         else:
             status = "ready"

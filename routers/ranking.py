@@ -84,21 +84,24 @@ def rank(
 
 def _refuse(ruled_out: Mapping[str, str], conditions: Conditions) -> NoReturn:
     reasons = "; ".join(f"{expert}: {reason}" for expert, reason in ruled_out.items())
-    if any(expert in conditions.unavailable for expert in ruled_out):
+    if any(conditions.unavailable.get(e) == reason for e, reason in ruled_out.items()):
         raise ExpertUnavailable(f"no expert is available for this request now ({reasons})")
     raise NoEligibleExpert(f"no expert can answer this request ({reasons})", ruled_out)
 
 
 def why_not(spec: ExpertSpec, needs: Needs, policy: Policy, conditions: Conditions) -> str | None:
-    """The first need or limit that rules an expert out, in words; None if it is eligible."""
-    if spec.id in conditions.unavailable:
-        return conditions.unavailable[spec.id]
+    """The first need or limit that rules an expert out, in words; None if it is eligible.
+
+    Being away comes last, so that it is the reason only of an expert that could answer otherwise.
+    """
     if policy.experts is not None and spec.id not in policy.experts:
         return "not among the experts that the request allows"
     if spec.kind == "null":
         return None
-    return _unmet_need(spec, needs) or (
-        None if policy.is_free else _over_limit(spec, needs, policy, conditions)
+    return (
+        _unmet_need(spec, needs)
+        or (None if policy.is_free else _over_limit(spec, needs, policy, conditions))
+        or conditions.unavailable.get(spec.id)
     )
 
 

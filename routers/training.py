@@ -1,6 +1,8 @@
 """Training a two-step router from labelled task data, and the honest account of how good it is.
 
-Every figure of the report is out-of-fold: a prompt is judged by a router that has not seen it.
+Every figure of the report is out-of-fold: a prompt is judged by a router whose weights and mapping
+have not seen it. Four settings (regularisation, temperature, two thresholds) are chosen on these
+same predictions.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,6 +31,9 @@ from routers.types import GENERAL
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
+MIN_COMPLETE = 10
+"""So many prompts must have been scored on every expert for routing to be judged."""
+
 Progress = Callable[[str], None]
 
 
@@ -112,6 +117,10 @@ def train_two_step(
         fit_mapping(data.scores, data.categories, names, data.experts),
     )
     progress("evaluation: out-of-fold routing")
+    if (~np.isnan(data.scores[labelled]).any(axis=1)).sum() < MIN_COMPLETE:
+        warnings.append(
+            f"no routed score: fewer than {MIN_COMPLETE} prompts were scored on every expert"
+        )
     accepted = (probabilities.max(axis=1) >= threshold.value) & (oof.similarity >= min_similarity)
     report = TrainingReport(
         n_prompts=len(data.ids),
@@ -244,7 +253,7 @@ def _routing_figures(
     scores = data.scores[labelled]
     categories = [data.categories[i] for i in labelled]
     complete = ~np.isnan(scores).any(axis=1)
-    if complete.sum() < 2:
+    if complete.sum() < MIN_COMPLETE:
         return {}
     routed = np.full(len(scores), np.nan)
     for test in folds:
@@ -253,7 +262,7 @@ def _routing_figures(
         expected = np.where(
             accepted[test, None], probabilities[test] @ mapping.by_category, mapping.overall
         )
-        routed[test] = scores[test, np.nanargmax(expected, axis=1)]
+        routed[test] = scores[test, expected.argmax(axis=1)]
     routed, scores = routed[complete], scores[complete]
     best = int(scores.mean(axis=0).argmax())
     gain = paired_bootstrap(routed - scores[:, best], seed=seed)

@@ -80,6 +80,10 @@ class FaultyServer:
         if model == "error-event":
             await response.write(b'data: {"error": {"message": "out of memory"}}\n\n')
             return response
+        if model == "crlf":
+            text = chunk(model, {"content": "Hello"}) + b"data: [DONE]\n\n"
+            await response.write(text.replace(b"\n", b"\r\n"))
+            return response
         await response.write(chunk(model, {"content": "Hello"}))
         if model == "cut-late":
             await asyncio.sleep(0.05)

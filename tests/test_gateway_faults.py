@@ -31,6 +31,7 @@ FAULTS = [
     "leaky",
     "leaky-500",
     "endless",
+    "crlf",
 ]
 PATH = "/v1/chat/completions"
 
@@ -132,6 +133,13 @@ class TestFallback:
         assert b"Hello" in answer
         last = answer.rstrip().rsplit(b"data: ", 1)[1]
         assert json.loads(last)["error"]["code"] == "expert_stream_broken"
+
+    async def test_stream_is_relayed_when_its_lines_end_in_crlf(self, gateway: Running) -> None:
+        status, headers, answer = await post(gateway, body("crlf", stream=True))
+        assert (status, headers["x-composer-expert"]) == (200, "crlf")
+        assert b"Hello" in answer
+        assert b"[DONE]" in answer
+        assert b"error" not in answer
 
     async def test_answer_says_retry_when_every_expert_is_busy(self, gateway: Running) -> None:
         payload = body("busy")

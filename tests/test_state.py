@@ -67,10 +67,12 @@ async def test_experts_and_engines_that_are_not_retained_are_forgotten(state: St
     other = EXPERT.model_copy(update={"id": "other"})
     await state.put_experts([EXPERT, other])
     await state.put_endpoint(Endpoint(engine="old", base_url="http://x", state="ready"))
-    await state.retain(["general"], ["one"])
+    await state.put_composition(CompositionRecord(name="old", version="1", artefact="/a"))
+    await state.retain(["general"], ["one"], ["auto"])
     snapshot = await state.snapshot()
     assert set(snapshot.experts) == {"general"}
     assert snapshot.endpoints == {}
+    assert snapshot.compositions == {}
 
 
 async def test_state_of_a_newer_schema_is_refused(state: State) -> None:

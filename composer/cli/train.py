@@ -39,7 +39,7 @@ def command(
     as_json: bool,
     config_file: Path | None,
 ) -> None:
-    """Train a two-step router; no server is needed. Every figure reported is out-of-fold.
+    """Train a two-step router; no server is needed. Prompts are judged out-of-fold.
 
     \b
     Example:
