@@ -10,25 +10,18 @@ from composer.config import Config
 from composer.processes import Command, child_environment
 from composer.setup import model_folder
 from experts.engine_spec import EmbeddedEngineSpec
-from experts.errors import ConfigError
 from experts.spec import ExpertSpec
 
 
 def engine_command(
     config: Config, engine: EmbeddedEngineSpec, experts: Mapping[str, ExpertSpec], port: int
 ) -> Command:
-    """An embedded engine that serves every expert placed on it under the expert's id.
-
-    Raises:
-        ConfigError: no expert stands on the engine.
-    """
+    """An embedded engine that serves every expert placed on it under the expert's id."""
     served = [
         spec.id if spec.adapter is None else f"{spec.id}={spec.adapter}"
         for spec in experts.values()
         if spec.engine == engine.name
     ]
-    if not served:
-        raise ConfigError(f"no expert stands on engine '{engine.name}'", param="engines")
     options: dict[str, object] = {
         "--model": model_folder(config, engine),
         "--host": "127.0.0.1",

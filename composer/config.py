@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from experts.engine_spec import EngineSpec
+from experts.engine_spec import EmbeddedEngineSpec, EngineSpec
 from experts.errors import ConfigError
 from experts.registry import index_experts
 from experts.spec import ExpertId, ExpertSpec
@@ -145,12 +145,13 @@ def load_config(
     )
     user = _parse(str(path), _read(path)) if path is not None else _Document("", {}, {})
     data = defaults.data | _resolve_paths(user.data, path)
-    data |= _from_environment(data, os.environ if environ is None else environ)
-    data |= {key: value for key, value in (flags or {}).items() if value is not None}
+    overrides = _from_environment(data, os.environ if environ is None else environ)
+    overrides |= {key: value for key, value in (flags or {}).items() if value is not None}
+    data |= overrides
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(_explain(error, user)) from error
+        raise ConfigError(_explain(error, user, overridden=frozenset(overrides))) from error
 
 
 def resolve_experts(config: Config) -> Mapping[str, ExpertSpec]:
@@ -172,7 +173,39 @@ def resolve_experts(config: Config) -> Mapping[str, ExpertSpec]:
                 + ", ".join(sorted(engines)),
                 param="engine",
             )
+    idle = sorted(
+        engine.name
+        for engine in config.engines
+        if isinstance(engine, EmbeddedEngineSpec)
+        and all(spec.engine != engine.name for spec in experts.values())
+    )
+    if idle:
+        raise ConfigError(f"no expert stands on engine '{idle[0]}'", param="engines")
     return experts
+
+
+def find_missing(config: Config, environ: Mapping[str, str]) -> list[str]:
+    """What the configuration names and this machine lacks: files, folders, keys. A line each."""
+    missing = []
+    for spec in resolve_experts(config).values():
+        if spec.adapter is not None and not spec.adapter.is_dir():
+            missing.append(f"expert '{spec.id}': there is no adapter folder {spec.adapter}")
+    for engine in config.engines:
+        if isinstance(engine, EmbeddedEngineSpec):
+            if isinstance(engine.model, Path) and not engine.model.is_dir():
+                missing.append(f"engine '{engine.name}': there is no model folder {engine.model}")
+        elif engine.api_key_env is not None and not environ.get(engine.api_key_env):
+            missing.append(f"engine '{engine.name}': {engine.api_key_env} is not set")
+    artefact = config.composition.artefact
+    if artefact is not None and not (artefact / "artefact.json").is_file():
+        missing.append(f"composition: there is no artefact in {artefact}")
+    if artefact is None:
+        missing += [
+            f"composition: there is no file {file}"
+            for file in training_files(config)
+            if not file.is_file()
+        ]
+    return missing
 
 
 def read_experts(path: Path) -> tuple[ExpertSpec, ...]:
@@ -333,13 +366,18 @@ def _from_environment(data: Mapping[str, Any], environ: Mapping[str, str]) -> di
     return found
 
 
-def _explain(error: ValidationError, document: _Document) -> str:
+def _explain(
+    error: ValidationError, document: _Document, overridden: frozenset[str] = frozenset()
+) -> str:
     """All problems, a line each, with file and line where the file says it."""
     messages = []
     for problem in error.errors(include_url=False, include_input=False):
         path = tuple(part for part in problem["loc"] if not _is_union_tag(part, problem["loc"]))
         line = _line_of(path, document.lines)
-        place = f"{document.name}:{line}: " if line else ""
+        if path and path[0] in overridden:
+            place = "environment or flag: "
+        else:
+            place = f"{document.name}:{line}: " if line else ""
         field = ".".join(str(part) for part in path)
         text = problem["msg"].removeprefix("Value error, ")
         messages.append(f"{place}{field}: {text}" if field else f"{place}{text}")
@@ -359,4 +397,4 @@ def _line_of(path: tuple[str | int, ...], lines: Mapping[tuple[str | int, ...], 
         if path in lines:
             return lines[path]
         path = path[:-1]
-    return lines.get((), None) if lines else None
+    return None

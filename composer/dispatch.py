@@ -17,7 +17,7 @@ from composer.conditions import ConditionsTracker
 from composer.config import Limits
 from composer.snapshots import SnapshotKeeper
 from composer.upstream import Reply, UpstreamClient, UpstreamFailure, error_code
-from experts.errors import DeadlineExceeded, ExpertUnavailable, Overloaded
+from experts.errors import ComposerError, DeadlineExceeded, ExpertUnavailable, Overloaded
 from experts.null import null_answer, null_stream
 from experts.spec import ExpertSpec
 from routers.types import Decision
@@ -38,6 +38,15 @@ class RequestRefused(Exception):
         super().__init__(f"status {status}")
         self.status = status
         self.body = body
+        self.failed = failed
+
+
+class NobodyAnswered(Exception):
+    """Every expert of the ranking was asked and failed; `error` is what the client is told."""
+
+    def __init__(self, error: ComposerError, failed: Failed) -> None:
+        super().__init__(error.message)
+        self.error = error
         self.failed = failed
 
 
@@ -121,7 +130,7 @@ class Dispatcher:
 
         Raises:
             RequestRefused: an expert called the request malformed.
-            Overloaded, DeadlineExceeded, ExpertUnavailable: nobody answered.
+            NobodyAnswered: with Overloaded, DeadlineExceeded or ExpertUnavailable.
         """
         failed: list[tuple[str, str]] = []
         last: UpstreamFailure | None = None
@@ -165,7 +174,7 @@ class Dispatcher:
                 if streamed:
                     body, rest = await self._begin_stream(reply, spec)
                 else:
-                    body = _renamed(await reply.read(self._limits.max_answer_bytes), spec)
+                    body = _whole(await reply.read(self._limits.max_answer_bytes), spec)
             except BaseException:
                 reply.close()
                 raise
@@ -228,6 +237,13 @@ def _must_rename(spec: ExpertSpec) -> bool:
     return spec.upstream_name != spec.id
 
 
+def _whole(body: bytes, spec: ExpertSpec) -> bytes:
+    """A whole answer, at least shaped like a JSON object; parsed only where it must change."""
+    if not body.lstrip().startswith(b"{"):
+        raise UpstreamFailure("broken", "its answer is not JSON")
+    return _renamed(body, spec)
+
+
 def _renamed(body: bytes, spec: ExpertSpec) -> bytes:
     """The answer under the expert's id, where a remote engine serves it under another name."""
     if not _must_rename(spec):
@@ -268,11 +284,14 @@ def _another_may_fit(failure: UpstreamFailure) -> bool:
 
 def _nobody(last: UpstreamFailure | None, failed: list[tuple[str, str]]) -> Exception:
     tried = "; ".join(f"{expert}: {reason}" for expert, reason in failed)
+    error: ComposerError
     if last is not None and last.kind == "refused":
-        return RequestRefused(last.status, last.body, tuple(failed[:-1]))
+        return RequestRefused(last.status, last.body, tuple(failed))
     if last is not None and last.kind == "overloaded":
         retry = last.retry_after_s or 1.0
-        return Overloaded(f"the experts are busy ({tried})", retry_after_s=retry)
-    if last is not None and last.kind == "timeout":
-        return DeadlineExceeded(f"no expert answered in time ({tried})")
-    return ExpertUnavailable(f"no expert could answer ({tried})", retry_after_s=2.0)
+        error = Overloaded(f"the experts are busy ({tried})", retry_after_s=retry)
+    elif last is not None and last.kind == "timeout":
+        error = DeadlineExceeded(f"no expert answered in time ({tried})")
+    else:
+        error = ExpertUnavailable(f"no expert could answer ({tried})", retry_after_s=2.0)
+    return NobodyAnswered(error, tuple(failed))

@@ -38,10 +38,6 @@ def prepare(config: Config, progress: Callable[[str], None]) -> Path:
             from experts.engines.embedded.weights import prepare_smollm2
 
             prepare_smollm2(config.cache_dir, progress)
-        elif not engine.model.is_dir():
-            raise ConfigError(
-                f"engine '{engine.name}': there is no model folder {engine.model}", param="model"
-            )
     from routers.encoders import load_encoder, prepare_encoder
 
     if config.encoder.backend == "onnx":

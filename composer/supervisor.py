@@ -18,7 +18,7 @@ from typing import Self
 import aiohttp
 
 from composer.commands import engine_command, free_port, setup_argv, worker_command
-from composer.config import Config, resolve_experts
+from composer.config import Config, find_missing, resolve_experts
 from composer.processes import Command, child_environment, clean_stale
 from composer.redis_server import redis_command, socket_path
 from composer.services import Service, http_probe
@@ -93,6 +93,8 @@ class Supervisor:
         listener = self._stack.enter_context(_bind(config))
         host, port = listener.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        if missing := await asyncio.to_thread(find_missing, config, os.environ):
+            raise ConfigError("\n".join(missing))
         if await asyncio.to_thread(needs_setup, config):
             await self._set_up()
         redis_url = await self._redis()

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from composer.config import Limits, Timeouts
-from composer.dispatch import Answer, Dispatcher, RequestRefused
+from composer.dispatch import Answer, Dispatcher, Failed, NobodyAnswered, RequestRefused
 from composer.logs import get_logger
 from composer.outcome import Outcome, OutcomeSink, Status
 from composer.pipeline import Pipeline
-from experts.errors import ComposerError, DeadlineExceeded
+from experts.errors import DeadlineExceeded
 from gateway.asgi import (
     JSON_TYPE,
     ClientGone,
@@ -121,6 +121,7 @@ class _Exchange:
         self._request_id = request_id
         self._start = start
         self._answer: Answer | None = None
+        self._failed: Failed = ()
         self._first_token_ms: float | None = None
 
     async def run(self, payload: dict[str, Any], send: Send, *, explain: bool) -> None:
@@ -136,12 +137,24 @@ class _Exchange:
                 f"no expert answered within {endpoint._timeouts.request_s:g} s"
             ) from error
         except RequestRefused as refusal:
+            self._failed = refusal.failed
             self.record("error", refusal.status, error="refused by the expert")
             await send_answer(send, refusal.status, refusal.body, (JSON_TYPE, *self._headers()))
             return
-        except ComposerError as error:
-            self.record("error", http_error(error).status, error=error.message)
-            raise
+        except NobodyAnswered as nobody:
+            self._failed = nobody.failed
+            self.record("error", http_error(nobody.error).status, error=nobody.error.message)
+            raise nobody.error from nobody
+        self._failed = self._answer.failed
+        try:
+            async with asyncio.timeout(endpoint._timeouts.request_s):
+                await self._relay(send, explain)
+        except TimeoutError:
+            # Nothing can be sent to who doesn't read; leaving closes the connection.
+            self.record("error", 200, error="the client did not read its answer in time")
+
+    async def _relay(self, send: Send, explain: bool) -> None:
+        assert self._answer is not None
         if self._answer.rest is None:
             await send_answer(send, 200, self._answer.body, self._headers(explain))
             self.record("ok", 200)
@@ -174,7 +187,7 @@ class _Exchange:
             expert=answer.expert if answer is not None else None,
             status=status,
             http_status=http_status,
-            failed=answer.failed if answer is not None else (),
+            failed=self._failed,
             first_token_ms=self._first_token_ms,
             total_ms=self._elapsed_ms(),
             streamed=answer is not None and answer.rest is not None,

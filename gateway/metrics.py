@@ -36,7 +36,7 @@ class Metrics:
         )
         self._refused = Counter(
             "composer_refused_requests",
-            "Requests that were refused before any expert was asked, by error code.",
+            "Requests answered with an error of the gateway, by its code.",
             ("code",),
             registry=self.registry,
         )

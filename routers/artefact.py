@@ -81,10 +81,10 @@ def save_artefact(
     specs: Sequence[ExpertSpec] = (),
     report: dict[str, Any] | None = None,
 ) -> str:
-    """Write an artefact as a new folder, whole or not at all; returns its version.
+    """Write an artefact, whole or not at all; returns its version.
 
     Raises:
-        ArtefactError: the folder exists and is not an artefact, or can't be written.
+        ArtefactError: the folder holds something else, or can't be written.
     """
     category_router, mapping = router.category_router, router.mapping
     manifest = Manifest(
@@ -106,24 +106,35 @@ def save_artefact(
         "by_category": mapping.by_category,
         "overall": mapping.overall,
     }
-    if folder.exists() and not (folder / MANIFEST).is_file():
-        raise ArtefactError(f"{folder} exists and is no artefact: choose another --out")
+    if folder.exists() and {file.name for file in folder.iterdir()} - {MANIFEST, ARRAYS}:
+        raise ArtefactError(f"{folder} holds other files than an artefact: choose another --out")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        save_file(
-            {key: np.ascontiguousarray(value) for key, value in arrays.items()}, staging / ARRAYS
-        )
-        text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True)
-        (staging / MANIFEST).write_text(text + "\n")
-        staging.chmod(0o755)
-        version = _version(staging)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(staging, folder)
+        try:
+            save_file(
+                {key: np.ascontiguousarray(value) for key, value in arrays.items()},
+                staging / ARRAYS,
+            )
+            text = json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True)
+            (staging / MANIFEST).write_text(text + "\n")
+            staging.chmod(0o755)
+            version = _version(staging)
+            _put_in_place(staging, folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise ArtefactError(f"can't write {folder}: {error.strerror}") from error
     return version
+
+
+def _put_in_place(staging: Path, folder: Path) -> None:
+    """Rename, with the former artefact set aside until the new one stands."""
+    former = staging.with_name(f"{staging.name}-former")
+    if folder.exists():
+        os.replace(folder, former)
+    os.replace(staging, folder)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def load_artefact(folder: Path) -> Artefact:

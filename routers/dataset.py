@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,11 +125,20 @@ def read_task_data(files: Sequence[Path]) -> TaskData:
 def _lines(file: Path) -> Iterable[tuple[int, bytes]]:
     try:
         with file.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
+            number = 0
+            while line := stream.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+                    _skip_line(stream)
                 if line.strip():
                     yield number, line
     except OSError as error:
         raise DataError(f"can't read {file}: {error.strerror}", param="data") from error
+
+
+def _skip_line(stream: BinaryIO) -> None:
+    while (part := stream.readline(MAX_LINE_BYTES)) and not part.endswith(b"\n"):
+        pass
 
 
 def _parse(line: bytes) -> Row:
@@ -136,14 +146,14 @@ def _parse(line: bytes) -> Row:
         raise DataError(f"the line is longer than {MAX_LINE_BYTES} bytes")
     try:
         return Row.model_validate(json.loads(line))
-    except UnicodeDecodeError as error:
-        raise DataError("not UTF-8") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError("not JSON") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{where}: {first['msg']}" if where else first["msg"]) from error
+    except UnicodeDecodeError as error:
+        raise DataError("not UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError("not JSON") from error
 
 
 def _add(prompts: dict[str, _Prompt], row: Row) -> None:
@@ -155,6 +165,8 @@ def _add(prompts: dict[str, _Prompt], row: Row) -> None:
     known = prompt.category if prompt is not None else None
     if known is not None and row.category not in (None, known):
         raise DataError(f"category '{row.category}' contradicts '{known}' of the same prompt")
+    if prompt is not None and text is not None and prompt.text not in (None, text):
+        raise DataError(f"the prompt differs from the one of the same id '{row.id}'")
     if prompt is None:
         prompt = prompts[key] = _Prompt(id=row.id or f"line-{len(prompts) + 1}")
     if prompt.text is None:

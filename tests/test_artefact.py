@@ -85,6 +85,6 @@ def edit(folder: Path, **changes: object) -> None:
 def test_a_folder_that_is_no_artefact_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    with pytest.raises(ArtefactError, match="no artefact"):
+    with pytest.raises(ArtefactError, match="other files"):
         save_artefact(tmp_path / "mine", router(), name="auto", encoder=ENCODER)
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"

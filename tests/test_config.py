@@ -109,6 +109,41 @@ class TestCommand:
         assert "composer.yaml:1: port" in output
         assert "composer.yaml:2: hosts" in output
 
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("composition: {data: [absent.jsonl]}", "there is no file"),
+            ("composition: {artefact: absent}", "there is no artefact in"),
+            (
+                EXPERTS + "  - {id: l, kind: lora, base: general, adapter: absent}",
+                "no adapter folder",
+            ),
+            (EXPERTS.replace("kind: embedded", "kind: embedded, model: absent"), "no model folder"),
+            (
+                EXPERTS.replace("embedded", 'remote, url: "http://x", api_key_env: ABSENT_KEY'),
+                "ABSENT_KEY is not set",
+            ),
+            (
+                EXPERTS.replace("engines:", "engines:\n  - {name: idle, kind: embedded}"),
+                "no expert stands on engine 'idle'",
+            ),
+        ],
+    )
+    def test_check_finds_what_this_machine_lacks(
+        self, tmp_path: Path, text: str, message: str
+    ) -> None:
+        code, output = self.run("config", "check", "--config", str(write(tmp_path, text)))
+        assert code == 1
+        assert message in output
+
+    def test_environment_is_blamed_for_its_own_values(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COMPOSER_PORT", "abc")
+        code, output = self.run("config", "check", "--config", str(write(tmp_path, "port: 1\n")))
+        assert code == 1
+        assert "environment or flag: port" in output
+
     def test_show_masks_the_password_of_the_state(self, tmp_path: Path) -> None:
         file = write(tmp_path, "redis_url: redis://:hunter2@localhost/0\n")
         code, output = self.run("config", "show", "--config", str(file))

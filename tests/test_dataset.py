@@ -83,12 +83,15 @@ def test_routing_text_is_the_last_user_message_when_messages_are_given(tmp_path:
         ({"prompt": "p", "category": "a\r\nb"}, "category"),
         ({"prompt": 3}, "valid string"),
         ({"category": "c"}, "needs 'prompt'"),
+        ({"id": "1", "prompt": "other", "category": "c"}, "differs"),
+        ('{"prompt": "p", "score": ' + "9" * 5000 + "}", ""),
+        ('{"prompt": "' + "x" * (5 << 20) + '"}', "longer than"),
     ],
 )
 def test_bad_line_is_reported_with_its_number_and_the_good_ones_are_kept(
     tmp_path: Path, line: object, reason: str
 ) -> None:
-    data = read_task_data([write(tmp_path, {"prompt": "good", "category": "c"}, line)])
+    data = read_task_data([write(tmp_path, {"id": "1", "prompt": "good", "category": "c"}, line)])
     assert data.texts == ("good",)
     assert [bad.number for bad in data.bad_lines] == [2]
     assert reason in data.bad_lines[0].reason

@@ -103,7 +103,9 @@ async def post(
 
 
 class TestFallback:
-    @pytest.mark.parametrize("fault", ["error-500", "busy", "hang", "dead", "too-long", "leaky"])
+    @pytest.mark.parametrize(
+        "fault", ["error-500", "busy", "hang", "dead", "too-long", "leaky", "garbage"]
+    )
     async def test_next_expert_answers_when_the_first_fails(
         self, gateway: Running, fault: str
     ) -> None:
@@ -388,6 +390,18 @@ class TestBadInput:
 
 
 class TestObservation:
+    async def test_failed_attempts_are_counted_when_nobody_answers(self, gateway: Running) -> None:
+        async def fallbacks() -> float:
+            async with gateway.session.get("/metrics") as reply:
+                lines = (await reply.text()).splitlines()
+            name = 'composer_fallbacks_total{expert="leaky-500"} '
+            return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+        before = await fallbacks()
+        status, _, _ = await post(gateway, body(composer={"experts": ["leaky-500"]}))
+        assert status == 503
+        assert await fallbacks() == before + 1
+
     async def test_metrics_count_experts_categories_and_fallbacks(self, gateway: Running) -> None:
         await post(gateway, body("error-500"))
         async with gateway.session.get("/metrics") as reply:

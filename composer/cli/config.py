@@ -15,20 +15,21 @@ def command() -> None:
 @command.command("check")
 @config_option
 def check(config_file: Path | None) -> None:
-    """Check file, environment and experts; exit 1 with file and line of every problem.
+    """Check file, environment and experts; exit 1 with every problem found.
 
     \b
     Example:
       coe config check --config composer.yaml
     """
-    from composer.config import resolve_experts, training_files
+    import os
+
+    from composer.config import find_missing, resolve_experts
     from experts.errors import ConfigError
 
     config = load(config_file)
     experts = resolve_experts(config)
-    missing = [f for f in training_files(config) if not f.is_file()]
-    if missing and config.composition.artefact is None:
-        raise ConfigError(f"composition.data: there is no file {missing[0]}")
+    if missing := find_missing(config, os.environ):
+        raise ConfigError("\n".join(missing))
     announce(f"good: {len(experts)} experts on {len(config.engines)} engines")
 
 
