@@ -21,7 +21,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test lint types imports bench demo-data demo-adapters demo-scores \
-	demo-adapters-report clean
+	demo-adapters-report demo-train clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -76,6 +76,11 @@ demo-adapters-report: setup ## compare each adapter with the base on its held-ou
 
 demo-scores: setup ## let every demo expert answer every prompt, and write the graded outcomes
 	@$(BIN)/python -m eval.demo.grade $(ARGS)
+
+demo-train: setup ## train the demo's router anew and print how good it is, out-of-fold
+	@$(BIN)/coe train $(foreach f,$(wildcard routers/demo/prompts/[a-z]*.jsonl),--data $(f)) \
+		--data routers/demo/outcomes.jsonl --experts experts/demo/experts.yaml \
+		--unknown routers/demo/prompts/_unknown.jsonl --out .composer/demo-router
 
 clean: ## remove the virtual environment, models, state and caches
 	rm -rf $(VENV) .composer .mypy_cache .ruff_cache .pytest_cache .import_linter_cache \

@@ -42,6 +42,7 @@ class ManagedProcess:
         self.command = command
         self._process = process
         self._record = record
+        self._buried = False
 
     @property
     def pid(self) -> int:
@@ -80,8 +81,11 @@ class ManagedProcess:
         return last_lines(self.command.log) if self.command.log is not None else ""
 
     def _bury(self) -> None:
-        self.kill()
-        self._record.unlink(missing_ok=True)
+        """Once: afterwards the process's id may be another's."""
+        if not self._buried:
+            self._buried = True
+            self.kill()
+            self._record.unlink(missing_ok=True)
 
 
 async def start_process(command: Command, records: Path) -> ManagedProcess:

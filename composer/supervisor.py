@@ -7,9 +7,8 @@ engine can be asked, and stops them in the opposite order.
 import asyncio
 import fcntl
 import os
-import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +18,8 @@ import aiohttp
 
 from composer.commands import engine_command, free_port, setup_argv, worker_command
 from composer.config import Config, find_missing, resolve_experts
-from composer.processes import Command, child_environment, clean_stale
+from composer.listening import listen
+from composer.processes import Command, child_environment, clean_stale, start_process
 from composer.redis_server import redis_command, socket_path
 from composer.services import Service, http_probe
 from composer.setup import artefact_folder, encoder_identity, needs_setup
@@ -31,7 +31,7 @@ from routers.artefact import load_artefact
 REDIS_START_S = 15.0
 RETRY_S = 0.2
 READY_POLL_S = 0.1
-BACKLOG = 2048
+FOLLOW_S = 0.2
 
 
 class Supervisor:
@@ -90,7 +90,7 @@ class Supervisor:
         self._stack.enter_context(_only_one(config.state_dir))
         for name in await asyncio.to_thread(clean_stale, self._records):
             self._announce(f"cleaned a process that was left behind: {name}")
-        listener = self._stack.enter_context(_bind(config))
+        listener = self._stack.enter_context(listen(config.host, config.port))
         host, port = listener.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         if missing := await asyncio.to_thread(find_missing, config, os.environ):
@@ -117,27 +117,17 @@ class Supervisor:
     async def _set_up(self) -> None:
         """Run `coe setup` in a process of its own: what it loads is gone again afterwards."""
         self._announce("first start: preparing models and training the router")
-        process = await asyncio.create_subprocess_exec(
-            *setup_argv(self._config),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=child_environment(),
-        )
-        assert process.stdout is not None
-        last = ""
+        log = self._config.state_dir / "logs" / "setup.log"
+        log.unlink(missing_ok=True)
+        command = Command("setup", setup_argv(self._config), env=child_environment(), log=log)
+        process = await start_process(command, self._records)
         try:
-            async for line in process.stdout:
-                last = line.decode("utf-8", "replace").rstrip()
-                self._announce(f"  {last}")
-            code = await process.wait()
-        except BaseException:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-            raise
+            async with _owned(_follow(log, self._announce)):
+                code = await process.wait()
+        finally:
+            await process.stop(0)
         if code != 0:
-            raise SetupError(f"set-up failed: {last}")
+            raise SetupError(f"set-up failed: {process.last_words()}")
 
     async def _redis(self) -> str:
         """URL of the shared state; starts the embedded server if none is configured."""
@@ -244,6 +234,26 @@ async def _owned(coroutine: Coroutine[None, None, None]) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
+async def _follow(log: Path, announce: Callable[[str], None]) -> None:
+    """Announce the lines of a growing log; what is left is announced when cancelled."""
+    shown = 0
+
+    def show() -> None:
+        nonlocal shown
+        text = log.read_text("utf-8", "replace") if log.exists() else ""
+        lines = text.splitlines()
+        for line in lines[shown:]:
+            announce(f"  {line}")
+        shown = len(lines)
+
+    try:
+        while True:
+            show()
+            await asyncio.sleep(FOLLOW_S)
+    finally:
+        show()
+
+
 @contextmanager
 def _only_one(state_dir: Path) -> Iterator[None]:
     """Hold the state folder's lock: two supervisors would fight over processes and data."""
@@ -260,27 +270,6 @@ def _only_one(state_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-@contextmanager
-def _bind(config: Config) -> Iterator[socket.socket]:
-    """Bind the gateway's port before anything is started."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((config.host, config.port))
-            listener.listen(BACKLOG)
-        except OSError as error:
-            raise ConfigError(
-                f"can't listen on {config.host}:{config.port}: {error.strerror}; "
-                "stop what listens there, or choose another --port",
-                param="port",
-            ) from error
-        yield listener
-    finally:
-        listener.close()
 
 
 async def _until_up(state: State) -> None:

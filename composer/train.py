@@ -12,6 +12,8 @@ from experts.errors import DataError
 from experts.spec import ExpertSpec
 from routers.dataset import MAX_REPORTED, TaskData, read_task_data
 from routers.encoders.base import Encoder
+from routers.two_step import Router
+from routers.types import GENERAL
 
 if TYPE_CHECKING:
     from routers.training import TrainingReport
@@ -27,6 +29,7 @@ class Trained:
     version: str
     report: "TrainingReport"
     notes: tuple[str, ...]
+    router: Router
 
 
 def train_artefact(
@@ -72,7 +75,20 @@ def train_artefact(
         specs=[_portable(specs[expert]) for expert in data.experts if expert in specs],
         report=report.to_dict(),
     )
-    return Trained(out, version, report, (*notes, *report.warnings))
+    return Trained(out, version, report, (*notes, *report.warnings), router)
+
+
+def count_unsure(router: Router, encoder: Encoder, files: Sequence[Path]) -> tuple[int, int]:
+    """How many of the prompts in `files`, which belong to no category, the router is unsure of;
+    and how many there are.
+
+    Raises:
+        DataError: see `read_task_data`.
+    """
+    data = read_task_data(files)
+    embeddings = encoder.encode([normalise(text) for text in data.texts])
+    unsure = sum(router.score(row).category == GENERAL for row in embeddings)
+    return unsure, len(data.texts)
 
 
 def _only_known(data: TaskData, specs: Mapping[str, ExpertSpec]) -> tuple[TaskData, list[str]]:

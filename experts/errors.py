@@ -24,6 +24,10 @@ class TooLarge(InvalidRequest):
     """The request's body is over the configured bound."""
 
 
+class TooSlow(InvalidRequest):
+    """The request's body did not arrive in time."""
+
+
 class Forbidden(ComposerError):
     """The request comes from where it must not come from."""
 

@@ -1,6 +1,5 @@
 """The gateway as one plain ASGI application: a table of routes, errors, request ids."""
 
-import asyncio
 import re
 import secrets
 from collections.abc import Awaitable, Callable
@@ -92,8 +91,6 @@ class Gateway:
             wait = retry_after(error)
             headers = [(b"retry-after", wait.encode())] if wait else []
             await self._refuse(started, http, error.message, error.param, current_id, headers)
-        except asyncio.CancelledError:
-            raise
         except Exception:
             self._log.exception("unexpected error", path=scope["path"])
             message = "an unexpected error happened; the log has it under this request id"

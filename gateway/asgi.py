@@ -8,7 +8,7 @@ from urllib.parse import quote
 import orjson
 
 from composer.config import Limits, Timeouts
-from experts.errors import InvalidRequest, TooLarge
+from experts.errors import TooLarge, TooSlow
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -42,7 +42,7 @@ async def read_body(scope: Scope, receive: Receive, limits: Limits, timeouts: Ti
     """The whole request body, within its bound and its deadline.
 
     Raises:
-        TooLarge, InvalidRequest: over the bound, or too slow.
+        TooLarge, TooSlow: over the bound, or not in time.
         ClientGone: the client hung up.
     """
     declared = header(scope, b"content-length")
@@ -88,8 +88,8 @@ def _too_large(limits: Limits) -> TooLarge:
     return TooLarge(f"the request body is over {limits.max_body_bytes} bytes: send less")
 
 
-def _too_slow(timeouts: Timeouts) -> InvalidRequest:
-    return InvalidRequest(f"the request body did not arrive within {timeouts.body_s:g} s")
+def _too_slow(timeouts: Timeouts) -> TooSlow:
+    return TooSlow(f"the request body did not arrive within {timeouts.body_s:g} s")
 
 
 async def send_answer(

@@ -19,6 +19,7 @@ class HttpError:
 
 _TABLE: tuple[tuple[type[domain.ComposerError], HttpError], ...] = (
     (domain.TooLarge, HttpError(413, "invalid_request_error", "request_too_large")),
+    (domain.TooSlow, HttpError(408, "invalid_request_error", "request_timeout")),
     (domain.InvalidRequest, HttpError(400, "invalid_request_error", "invalid_request")),
     (domain.Forbidden, HttpError(403, "invalid_request_error", "forbidden")),
     (domain.UnknownModel, HttpError(404, "invalid_request_error", "model_not_found")),

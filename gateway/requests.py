@@ -1,5 +1,6 @@
 """Requests of the data plane: validated, bounded, and turned into a `RouteQuery`."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
@@ -7,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experts.errors import InvalidRequest
 from experts.spec import Capability, ExpertId
+from routers.conversation import routing_text
 from routers.types import Needs, Policy, RouteQuery
 
 _NO_LIMITS = Policy()
@@ -91,33 +93,25 @@ class ChatRequest(_Body):
 
     def query(self) -> RouteQuery:
         """What routing sees: the last thing the user said, the needs, the policy."""
-        characters = sum(len(message.text) for message in self.messages)
         return RouteQuery(
-            text=routing_text(self.messages),
-            needs=Needs(
-                context_tokens=characters // CHARS_PER_TOKEN,
-                output_tokens=self.max_completion_tokens or self.max_tokens,
-                capabilities=self._capabilities(),
+            text=text_of(self.messages),
+            needs=needs(
+                self.messages,
+                self.max_completion_tokens or self.max_tokens,
+                *self._capabilities(),
             ),
             policy=policy(self.composer),
         )
 
-    def _capabilities(self) -> frozenset[Capability]:
-        needed: set[Capability] = set()
+    def _capabilities(self) -> Iterator[Capability]:
         if self.tools or self.functions:
-            needed.add("tools")
+            yield "tools"
         if self.response_format is not None and self.response_format.type != "text":
-            needed.add("json")
+            yield "json"
         if self.logprobs:
-            needed.add("logprobs")
+            yield "logprobs"
         if self.n is not None and self.n > 1:
-            needed.add("n")
-        for message in self.messages:
-            if isinstance(message.content, list) and any(
-                part.type not in ("text", "refusal") for part in message.content
-            ):
-                needed.add("vision")
-        return frozenset(needed)
+            yield "n"
 
 
 class RouteRequest(BaseModel):
@@ -141,16 +135,30 @@ class RouteRequest(BaseModel):
         """
         if (self.prompt is None) == (self.messages is None):
             raise InvalidRequest("give either 'prompt' or 'messages'", param="prompt")
-        text = self.prompt if self.prompt is not None else routing_text(self.messages or [])
-        return RouteQuery(text=text, policy=policy(self.composer))
+        messages = self.messages or [Message(role="user", content=self.prompt)]
+        return RouteQuery(
+            text=text_of(messages), needs=needs(messages), policy=policy(self.composer)
+        )
 
 
-def routing_text(messages: list[Message]) -> str:
-    """What the human asks now: the last user message that has text, else the last message."""
-    for message in reversed(messages):
-        if message.role == "user" and message.text.strip():
-            return message.text
-    return messages[-1].text
+def needs(messages: list[Message], output_tokens: int | None = None, *more: Capability) -> Needs:
+    """What an expert needs for these messages, besides the capabilities `more`."""
+    vision = any(
+        part.type not in ("text", "refusal")
+        for message in messages
+        if isinstance(message.content, list)
+        for part in message.content
+    )
+    return Needs(
+        context_tokens=sum(len(message.text) for message in messages) // CHARS_PER_TOKEN,
+        output_tokens=output_tokens,
+        capabilities=frozenset((*more, "vision") if vision else more),
+    )
+
+
+def text_of(messages: list[Message]) -> str:
+    """What routing reads of a conversation."""
+    return routing_text([(message.role, message.text) for message in messages])
 
 
 def policy(options: ComposerOptions | None) -> Policy:

@@ -12,7 +12,6 @@ from gateway.chat import ChatEndpoint
 from gateway.health import Health
 from gateway.metrics import Metrics
 
-BACKLOG = 2048
 KEEP_ALIVE_S = 75
 
 
@@ -59,7 +58,6 @@ def build_server(config: Config, parts: Parts) -> uvicorn.Server:
             date_header=False,
             proxy_headers=False,
             ws="none",
-            backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(config.timeouts.drain_s),
         )

@@ -23,7 +23,7 @@ from experts.errors import ArtefactError
 from experts.spec import ExpertSpec
 from routers.category import CategoryRouter
 from routers.mapping import Mapping
-from routers.two_step import TwoStepRouter
+from routers.two_step import Router, TwoStepRouter
 
 SCHEMA = 1
 MANIFEST = "artefact.json"
@@ -54,7 +54,7 @@ class Artefact:
     """A trained router with all that is needed to use it. `version` is a hash of its content."""
 
     manifest: Manifest
-    router: TwoStepRouter
+    router: Router
     version: str
 
     def require_encoder(self, encoder_id: str, dimension: int) -> None:

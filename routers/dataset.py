@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from experts.errors import DataError
+from routers.conversation import routing_text
 
 MAX_LINE_BYTES = 4 << 20
 MAX_REPORTED = 20
@@ -59,8 +60,7 @@ class Row(BaseModel):
             return self.prompt
         if self.messages is None:
             return None
-        said = [m.content for m in self.messages if m.role == "user"]
-        return said[-1] if said else self.messages[-1].content
+        return routing_text([(message.role, message.content) for message in self.messages])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The two-step router: category, then the mapping's expected score of every expert."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +9,13 @@ from numpy.typing import NDArray
 from routers.category import CategoryRouter
 from routers.mapping import Mapping
 from routers.types import GENERAL, Scores
+
+
+class Router(Protocol):
+    """What the pipeline asks of a trained router, of whatever method."""
+
+    def score(self, embedding: NDArray[np.float32]) -> Scores:
+        """Score every expert for one unit-norm embedding (d,)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,11 +23,22 @@ ADAPTERS = ROOT / "experts" / "demo" / "adapters"
 PROMPTS = ROOT / "routers" / "demo" / "prompts"
 MAX_BYTES = 2_000_000
 SHARE = 0.05
+DATA_NAMES = [data.name for data in DATA_SETS]
 
 
 @pytest.fixture(scope="module")
 def examples() -> dict[str, list[Example]]:
     return {data.name: write_examples(data, seed=7, share=SHARE) for data in DATA_SETS}
+
+
+@pytest.mark.parametrize("name", sorted(DATA_NAMES))
+def test_card_states_the_recipe_that_the_script_follows(name: str) -> None:
+    from experts.demo.train_adapters import RECIPES
+
+    card = " ".join((ADAPTERS / name / "README.md").read_text().split())
+    recipe = RECIPES[name]
+    assert f"{recipe.steps} steps of {recipe.batch} examples" in card
+    assert f"peak learning rate {recipe.rate:g}" in card
 
 
 def test_data_is_the_same_when_written_twice_with_one_seed(tmp_path: Path) -> None:

@@ -353,7 +353,7 @@ class TestBadInput:
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 100\r\n\r\n{"
         )
         answer = await asyncio.wait_for(reader.readuntil(b"}}"), 5)
-        assert b" 400 " in answer
+        assert b" 408 " in answer
         assert b"did not arrive" in answer
         writer.close()
 

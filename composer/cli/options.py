@@ -30,7 +30,7 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def load(config_file: Path | None, **flags: Any) -> "Config":
-    """The configuration in force, with the logs set up by it."""
+    """The configuration in force."""
     from composer.config import load_config
 
     return load_config(config_file, flags=flags)

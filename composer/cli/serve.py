@@ -20,6 +20,7 @@ def command(config_file: Path | None, host: str | None, port: int | None, fd: in
     """
     import uvloop
 
+    from composer.listening import listen
     from composer.logs import configure_logs
     from experts.errors import ConfigError
     from gateway.server import serve
@@ -28,14 +29,6 @@ def command(config_file: Path | None, host: str | None, port: int | None, fd: in
     configure_logs(config.log.level, config.log.format, "gateway")
     if config.redis_url is None:
         raise ConfigError("a gateway alone needs redis_url; `coe up` starts a server of its own")
-    listener = socket.socket(fileno=fd) if fd is not None else _bind(config.host, config.port)
+    listener = socket.socket(fileno=fd) if fd is not None else listen(config.host, config.port)
     with listener:
         uvloop.run(serve(config, config.redis_url.get_secret_value(), listener))
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, port))
-    return listener

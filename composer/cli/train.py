@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="YAML or JSON list of the experts; without it, all that the data has outcomes of.",
 )
+@click.option(
+    "--unknown",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="JSONL of prompts that belong to no category: says how many the router is unsure of.",
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Artefact folder.")
 @click.option("--name", default="auto", show_default=True, help="Name of the composition.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
 def command(
     files: tuple[Path, ...],
     experts_file: Path | None,
+    unknown: tuple[Path, ...],
     out: Path,
     name: str,
     as_json: bool,
@@ -46,7 +53,7 @@ def command(
       coe train --data prompts.jsonl --data outcomes.jsonl --out artefact
     """
     from composer.config import read_experts
-    from composer.train import train_artefact
+    from composer.train import count_unsure, train_artefact
     from experts.registry import index_experts
     from routers.encoders import load_encoder
 
@@ -58,6 +65,7 @@ def command(
 
     encoder = load_encoder(config.encoder.backend, config.cache_dir, progress=progress)
     trained = train_artefact(files, specs, encoder, out, name, progress)
+    unsure = count_unsure(trained.router, encoder, unknown) if unknown else None
     if as_json:
         announce(
             json.dumps(
@@ -65,6 +73,7 @@ def command(
                     "artefact": str(trained.folder),
                     "version": trained.version,
                     "notes": trained.notes,
+                    "unknown_unsure": unsure,
                     **trained.report.to_dict(),
                 },
                 indent=2,
@@ -72,6 +81,8 @@ def command(
         )
     else:
         announce(_summary(trained))
+        if unsure is not None:
+            announce(f"unknown prompts    unsure of {unsure[0]} of {unsure[1]}")
 
 
 def _summary(trained: "Trained") -> str:
