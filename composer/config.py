@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from experts.engine_spec import EmbeddedEngineSpec, EngineSpec
 from experts.errors import ConfigError
@@ -18,6 +26,8 @@ from experts.spec import ExpertId, ExpertSpec
 ENV_PREFIX = "COMPOSER_"
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 MAX_CONFIG_BYTES = 1 << 20
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
 def _xdg(variable: str, fallback: str) -> Path:
@@ -63,12 +73,12 @@ class Timeouts(_Section):
     """Deadlines in seconds. `idle_s` bounds the wait for the next bytes of an answer, so it also
     bounds a whole answer that is not streamed."""
 
-    body_s: float = Field(default=30, gt=0)
-    connect_s: float = Field(default=2, gt=0)
-    idle_s: float = Field(default=120, gt=0)
-    request_s: float = Field(default=600, gt=0)
-    drain_s: float = Field(default=10, gt=0)
-    start_s: float = Field(default=120, gt=0)
+    body_s: Seconds = 30
+    connect_s: Seconds = 2
+    idle_s: Seconds = 120
+    request_s: Seconds = 600
+    drain_s: Seconds = 10
+    start_s: Seconds = 120
 
 
 class LogConfig(_Section):
@@ -94,6 +104,11 @@ class Config(_Section):
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     log: LogConfig = LogConfig()
+
+    @field_validator("state_dir", "cache_dir")
+    @classmethod
+    def _whole_path(cls, path: Path) -> Path:
+        return path.expanduser().absolute()
 
     @model_validator(mode="after")
     def _engines_are_unique(self) -> "Config":
@@ -309,7 +324,7 @@ def _resolve_paths(data: dict[str, Any], path: Path | None) -> dict[str, Any]:
     folder = path.resolve().parent
 
     def absolute(value: Any) -> Any:
-        return str(folder / value) if isinstance(value, str) else value
+        return str(folder / Path(value).expanduser()) if isinstance(value, str) else value
 
     data = dict(data)
     for key in ("state_dir", "cache_dir"):

@@ -1,15 +1,33 @@
 """Structured logs: one JSON object a line on standard error, with the request's id."""
 
+import io
 import logging
 import sys
+from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import orjson
 import structlog
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Id of the request being served; the gateway sets it, every line carries it."""
+
+
+class _Output(io.TextIOBase):
+    """A stream whose faults are not ours: a full disk or a reader that left loses the line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 def configure_logs(level: str, style: Literal["json", "console"], process: str) -> None:
@@ -36,10 +54,10 @@ def configure_logs(level: str, style: Literal["json", "console"], process: str) 
     structlog.configure(
         processors=[*shared, structlog.processors.format_exc_info, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=_Output(sys.stderr)),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(_Output(sys.stderr))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -53,6 +71,8 @@ def configure_logs(level: str, style: Literal["json", "console"], process: str) 
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(max(threshold, logging.WARNING))
+    # It warns at every Upgrade header, which any client may send.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
 
 def _dumps(event: dict[str, Any], **_: Any) -> str:

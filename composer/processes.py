@@ -38,8 +38,15 @@ class Command:
 class ManagedProcess:
     """One running process and the session that it leads."""
 
-    def __init__(self, command: Command, process: asyncio.subprocess.Process, record: Path) -> None:
+    def __init__(
+        self,
+        command: Command,
+        process: asyncio.subprocess.Process,
+        record: Path,
+        log_start: int,
+    ) -> None:
         self.command = command
+        self._log_start = log_start
         self._process = process
         self._record = record
         self._buried = False
@@ -78,7 +85,8 @@ class ManagedProcess:
 
     def last_words(self) -> str:
         """The end of its log, to be shown when a start failed."""
-        return last_lines(self.command.log) if self.command.log is not None else ""
+        log = self.command.log
+        return last_lines(log, self._log_start) if log is not None else ""
 
     def _bury(self) -> None:
         """Once: afterwards the process's id may be another's."""
@@ -94,8 +102,10 @@ async def start_process(command: Command, records: Path) -> ManagedProcess:
     Raises:
         ProcessError: it can't be started at all.
     """
-    output = _open_log(command.log) if command.log is not None else None
+    output, log_start = None, 0
     try:
+        if command.log is not None:
+            output, log_start = _open_log(command.log)
         process = await asyncio.create_subprocess_exec(
             *command.argv,
             stdin=asyncio.subprocess.DEVNULL,
@@ -111,8 +121,13 @@ async def start_process(command: Command, records: Path) -> ManagedProcess:
         if output is not None:
             os.close(output)
     record = records / f"{command.name}.json"
-    _write_record(record, process.pid)
-    return ManagedProcess(command, process, record)
+    try:
+        _write_record(record, process.pid)
+    except OSError as error:
+        _signal_session(process.pid, signal.SIGKILL)
+        await process.wait()
+        raise ProcessError(f"can't record {command.name} in {records}: {error}") from error
+    return ManagedProcess(command, process, record, log_start)
 
 
 def clean_stale(records: Path) -> list[str]:
@@ -133,11 +148,11 @@ def clean_stale(records: Path) -> list[str]:
     return sorted(stale)
 
 
-def last_lines(log: Path) -> str:
-    """The end of a log file, without its first, cut line."""
+def last_lines(log: Path, start: int) -> str:
+    """The end of a log file, of what stands in it from byte `start` on."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - LAST_LINES_BYTES))
+            file.seek(max(start, log.stat().st_size - LAST_LINES_BYTES))
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return ""
@@ -181,11 +196,13 @@ def _write_record(file: Path, pid: int) -> None:
     temporary.replace(file)
 
 
-def _open_log(log: Path) -> int:
+def _open_log(log: Path) -> tuple[int, int]:
+    """A descriptor that appends to the log, and the log's size so far."""
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
         log.replace(log.with_suffix(".log.1"))
-    return os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    return handle, os.fstat(handle).st_size
 
 
 def child_environment(extra: Iterable[tuple[str, str]] = ()) -> dict[str, str]:

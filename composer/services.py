@@ -19,8 +19,8 @@ STEADY_S = 60.0
 """A process that ran this long starts again without delay when it dies."""
 
 PROBE_S = 2.0
-PROBE_TIMEOUT_S = 5.0
-PROBES_FAILED = 5
+PROBE_TIMEOUT_S = 3.0
+PROBES_FAILED = 4
 """So many failed probes in a row are a hang: the process is killed and started again."""
 
 START_POLL_S = 0.1
@@ -109,6 +109,11 @@ class Service:
                 reason = await self._watch(self._process)
             except ProcessError as error:
                 reason = error.message
+            except Exception as error:
+                # Whatever it is, the process must be kept: a task that ended would keep nothing.
+                reason = repr(error)
+                if self._process is not None:
+                    await self._process.stop(0)
             if self._stopping:
                 return
             failures = 0 if loop.time() - started > STEADY_S else failures + 1
@@ -143,8 +148,13 @@ class Service:
             while failed < PROBES_FAILED:
                 with contextlib.suppress(TimeoutError):
                     code = await asyncio.wait_for(asyncio.shield(end), PROBE_S)
-                    return f"its process ended ({code})"
-                failed = 0 if await self._probe() else failed + 1
+                    return self._words(process, f"ended ({code})")
+                healthy = await self._probe()
+                if healthy and failed:
+                    self._on_state("ready", "")
+                elif not healthy and not failed:
+                    self._on_state("unresponsive", "its health is not answered")
+                failed = 0 if healthy else failed + 1
             process.kill()
             await end
             return f"its process hung: {PROBES_FAILED} probes in a row failed"

@@ -77,7 +77,11 @@ class SnapshotKeeper:
                 self._log.info("state connected", generation=generation)
             self.connected = True
             if generation != self.view.snapshot.generation:
-                await self._adopt(await self._state.snapshot())
+                snapshot = await self._state.snapshot()
+                if self.view.compositions and not snapshot.compositions:
+                    self._log.error("the state has lost its compositions, keeping the last ones")
+                else:
+                    await self._adopt(snapshot)
         except StateUnavailable as error:
             if self.connected or self.view.snapshot is EMPTY_SNAPSHOT:
                 self._log.warning("state away, serving from the last snapshot", error=str(error))

@@ -13,7 +13,7 @@ import redis.asyncio as redis
 from pydantic import BaseModel, ConfigDict, ValidationError
 from redis.exceptions import RedisError
 
-from experts.errors import StateUnavailable
+from experts.errors import ConfigError, StateUnavailable
 from experts.spec import ExpertSpec
 
 SCHEMA_VERSION = 1
@@ -25,7 +25,7 @@ _ENDPOINTS = f"{PREFIX}endpoints"
 _COMPOSITIONS = f"{PREFIX}compositions"
 
 M = TypeVar("M", bound=BaseModel)
-EndpointState = Literal["starting", "ready", "failed"]
+EndpointState = Literal["starting", "ready", "unresponsive", "failed"]
 
 
 class Endpoint(BaseModel):
@@ -68,12 +68,18 @@ class State:
     """Client of the shared state. Every call has a deadline and raises `StateUnavailable`."""
 
     def __init__(self, url: str, *, timeout_s: float = 1.0) -> None:
-        self._redis = redis.Redis.from_url(
-            url,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            decode_responses=True,
-        )
+        try:
+            self._redis = redis.Redis.from_url(
+                url,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
+                decode_responses=True,
+            )
+        except ValueError as error:
+            # The URL may hold a password, and the error may hold the URL.
+            raise ConfigError("redis_url is not a URL of a Redis server", param="redis_url") from (
+                None if "@" in url else error
+            )
 
     async def __aenter__(self) -> Self:
         return self

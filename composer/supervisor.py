@@ -7,6 +7,7 @@ engine can be asked, and stops them in the opposite order.
 import asyncio
 import fcntl
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
@@ -25,11 +26,14 @@ from composer.services import Service, http_probe
 from composer.setup import artefact_folder, encoder_identity, needs_setup
 from composer.state import CompositionRecord, Endpoint, EndpointState, State
 from experts.engine_spec import EmbeddedEngineSpec
-from experts.errors import ConfigError, NotReady, SetupError, StateUnavailable
-from routers.artefact import load_artefact
+from experts.errors import ArtefactError, ConfigError, NotReady, SetupError, StateUnavailable
+from routers.artefact import Artefact, load_artefact
 
 REDIS_START_S = 15.0
 RETRY_S = 0.2
+MAX_REASON = 200
+"""Characters of a failure's reason that clients may see: the log has the rest."""
+
 READY_POLL_S = 0.1
 FOLLOW_S = 0.2
 
@@ -46,7 +50,9 @@ class Supervisor:
         self._announce = announce
         self._records = config.state_dir / "processes"
         self._stack = AsyncExitStack()
-        self._pending: dict[str, Endpoint] = {}
+        self._endpoints: dict[str, Endpoint] = {}
+        self._pending: set[str] = set()
+        self._registered = False
         self._changed = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -67,10 +73,10 @@ class Supervisor:
         await self._stack.aclose()
 
     async def wait_ready(self) -> None:
-        """Wait until every expert can be asked.
+        """Wait until every expert can be asked; at the deadline, until some can.
 
         Raises:
-            NotReady: not within the configured start time.
+            NotReady: nothing can be answered within the configured start time.
         """
         report = "nothing answers yet"
         limit = self._config.timeouts.start_s
@@ -83,6 +89,9 @@ class Supervisor:
                     await asyncio.sleep(READY_POLL_S)
         except TimeoutError as error:
             logs = self._config.state_dir / "logs"
+            if report == "degraded":
+                self._announce(f"some experts can't be asked; {self.url}/health/ready says why")
+                return
             raise NotReady(f"not ready after {limit:g} s ({report}); logs: {logs}") from error
 
     async def _start(self) -> None:
@@ -134,16 +143,20 @@ class Supervisor:
         config = self._config
         if config.redis_url is not None:
             return config.redis_url.get_secret_value()
+        url = f"unix://{socket_path(config.state_dir)}"
+        client = await self._stack.enter_async_context(State(url))
         log = config.state_dir / "logs" / "redis.log"
         command = Command("redis", redis_command(config.state_dir), log=log)
         service = Service(
             command,
             self._records,
-            on_state=partial(self._tell, "redis"),
+            probe=partial(_answers, client),
+            on_state=self._on_redis,
+            start_s=REDIS_START_S,
             drain_s=config.timeouts.drain_s,
         )
         await self._stack.enter_async_context(service)
-        return f"unix://{socket_path(config.state_dir)}"
+        return url
 
     async def _register(self, state: State) -> None:
         """Write the configured experts and composition to the shared state."""
@@ -152,7 +165,7 @@ class Supervisor:
         await state.migrate()
         experts = resolve_experts(config)
         folder = artefact_folder(config, experts)
-        artefact = await asyncio.to_thread(load_artefact, folder)
+        artefact = await self._load_artefact(folder)
         artefact.require_encoder(*await asyncio.to_thread(encoder_identity, config))
         strangers = sorted(set(artefact.manifest.experts) - set(experts))
         if strangers:
@@ -172,6 +185,26 @@ class Supervisor:
                 quality_weight=config.composition.quality_weight,
             )
         )
+        self._registered = True
+
+    async def _load_artefact(self, folder: Path) -> Artefact:
+        """Load the router; one of our own making that is damaged is made again."""
+        try:
+            return await asyncio.to_thread(load_artefact, folder)
+        except ArtefactError as error:
+            if self._config.composition.artefact is not None:
+                raise
+            self._announce(f"training again: {error.message}")
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await self._set_up()
+            return await asyncio.to_thread(load_artefact, folder)
+
+    def _on_redis(self, state: EndpointState, reason: str) -> None:
+        """A server that comes back may have lost what was in it: write all of it again."""
+        self._tell("redis", state, reason)
+        if state == "ready" and self._registered:
+            self._registered = False
+            self._changed.set()
 
     def _engines(self) -> Iterator[Service]:
         """Services of the embedded engines; remote ones are ready as they are."""
@@ -197,9 +230,11 @@ class Supervisor:
         self, engine: str, url: str, key_env: str | None, state: EndpointState, reason: str
     ) -> None:
         self._tell(engine, state, reason)
-        self._pending[engine] = Endpoint(
-            engine=engine, base_url=url, state=state, reason=reason, api_key_env=key_env
+        first_line = reason.partition("\n")[0][:MAX_REASON]
+        self._endpoints[engine] = Endpoint(
+            engine=engine, base_url=url, state=state, reason=first_line, api_key_env=key_env
         )
+        self._pending.add(engine)
         self._changed.set()
 
     def _tell(self, name: str, state: EndpointState, reason: str) -> None:
@@ -212,15 +247,27 @@ class Supervisor:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            for engine, endpoint in list(self._pending.items()):
-                try:
+            try:
+                if not self._registered:
+                    self._pending |= set(self._endpoints)
+                for engine in sorted(self._pending):
+                    endpoint = self._endpoints[engine]
                     await state.put_endpoint(endpoint)
-                except StateUnavailable:
-                    self._changed.set()
-                    await asyncio.sleep(RETRY_S)
-                    break
-                if self._pending.get(engine) is endpoint:
-                    del self._pending[engine]
+                    if self._endpoints[engine] is endpoint:
+                        self._pending.discard(engine)
+                if not self._registered:
+                    await self._register(state)
+            except StateUnavailable:
+                self._changed.set()
+                await asyncio.sleep(RETRY_S)
+
+
+async def _answers(state: State) -> bool:
+    try:
+        await state.ping()
+    except StateUnavailable:
+        return False
+    return True
 
 
 @asynccontextmanager
@@ -257,8 +304,13 @@ async def _follow(log: Path, announce: Callable[[str], None]) -> None:
 @contextmanager
 def _only_one(state_dir: Path) -> Iterator[None]:
     """Hold the state folder's lock: two supervisors would fight over processes and data."""
-    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle = os.open(state_dir / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(state_dir / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"can't write to the state folder {state_dir}: {error.strerror}", param="state_dir"
+        ) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

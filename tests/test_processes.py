@@ -90,7 +90,7 @@ class TestService:
             await self.until(states, "ready")
             assert service._process.pid != first
             assert [state for state, _ in states] == ["failed", "starting", "ready"]
-            assert "ended (-9)" in states[0][1]
+            assert "worker ended (-9)" in states[0][1]
             last = service._process.pid
         assert not psutil.pid_exists(last) or session_of(last) == []
 

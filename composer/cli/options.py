@@ -1,6 +1,7 @@
 """Options and the loading of the configuration that several commands share."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,4 +39,5 @@ def load(config_file: Path | None, **flags: Any) -> "Config":
 
 def announce(line: str) -> None:
     """A line for a person."""
-    click.echo(line)
+    with suppress(OSError):
+        click.echo(line)

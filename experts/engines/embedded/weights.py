@@ -36,6 +36,8 @@ def prepare_smollm2(cache_dir: Path, progress: Callable[[str], None]) -> Path:
     try:
         with FileLock(folder.with_suffix(".lock"), timeout=_LOCK_DEADLINE_S):
             if not folder.is_dir():
+                for abandoned in folder.parent.glob(".converting-*"):
+                    shutil.rmtree(abandoned, ignore_errors=True)
                 progress(f"converting {MODEL_NAME} from {source.name} (once, about 15 s)")
                 _convert_aside(source, folder)
                 progress(f"converted {MODEL_NAME}")
