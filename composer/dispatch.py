@@ -17,7 +17,13 @@ from composer.conditions import ConditionsTracker
 from composer.config import Limits
 from composer.snapshots import SnapshotKeeper
 from composer.upstream import Reply, UpstreamClient, UpstreamFailure, error_code
-from experts.errors import ComposerError, DeadlineExceeded, ExpertUnavailable, Overloaded
+from experts.errors import (
+    ComposerError,
+    DeadlineExceeded,
+    ExpertUnavailable,
+    InvalidRequest,
+    Overloaded,
+)
 from experts.null import null_answer, null_stream
 from experts.spec import ExpertSpec
 from routers.types import Decision
@@ -217,11 +223,18 @@ class Dispatcher:
 
 
 def expert_body(spec: ExpertSpec, payload: Payload) -> bytes:
-    """The request as the expert's engine gets it: its own model name, its system prompt first."""
+    """The request as the expert's engine gets it: its own model name, its system prompt first.
+
+    Raises:
+        InvalidRequest: the body is nested too deeply to be written again.
+    """
     outgoing = {**payload, "model": spec.upstream_name}
     if spec.system_prompt is not None and "messages" in outgoing:
         outgoing["messages"] = _with_system_prompt(spec.system_prompt, outgoing["messages"])
-    return orjson.dumps(outgoing)
+    try:
+        return orjson.dumps(outgoing)
+    except orjson.JSONEncodeError as error:
+        raise InvalidRequest(f"the request body can't be relayed: {error}") from error
 
 
 def _with_system_prompt(prompt: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

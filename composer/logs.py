@@ -5,7 +5,7 @@ import logging
 import sys
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, cast
 
 import orjson
 import structlog
@@ -54,7 +54,7 @@ def configure_logs(level: str, style: Literal["json", "console"], process: str) 
     structlog.configure(
         processors=[*shared, structlog.processors.format_exc_info, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.WriteLoggerFactory(file=_Output(sys.stderr)),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Output(sys.stderr))),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(_Output(sys.stderr))

@@ -25,8 +25,12 @@ def carries_token(event: bytes) -> bool:
             return True
         if not isinstance(chunk, dict) or "error" in chunk:
             return True
-        for choice in chunk.get("choices") or ():
-            delta = choice.get("delta") or {}
+        choices = chunk.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            if not isinstance(choice, dict):
+                return True
+            delta = choice.get("delta")
+            delta = delta if isinstance(delta, dict) else {}
             if choice.get("text") or choice.get("finish_reason"):
                 return True
             if any(value for key, value in delta.items() if key != "role"):

@@ -26,7 +26,14 @@ from composer.services import Service, http_probe
 from composer.setup import artefact_folder, encoder_identity, needs_setup
 from composer.state import CompositionRecord, Endpoint, EndpointState, State
 from experts.engine_spec import EmbeddedEngineSpec
-from experts.errors import ArtefactError, ConfigError, NotReady, SetupError, StateUnavailable
+from experts.errors import (
+    ArtefactError,
+    ComposerError,
+    ConfigError,
+    NotReady,
+    SetupError,
+    StateUnavailable,
+)
 from routers.artefact import Artefact, load_artefact
 
 REDIS_START_S = 15.0
@@ -260,6 +267,8 @@ class Supervisor:
             except StateUnavailable:
                 self._changed.set()
                 await asyncio.sleep(RETRY_S)
+            except ComposerError as error:
+                self._announce(f"the state can't be written again: {error.message}")
 
 
 async def _answers(state: State) -> bool:

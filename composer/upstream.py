@@ -14,6 +14,7 @@ from composer.state import Endpoint
 
 FailureKind = Literal["connection", "timeout", "overloaded", "server", "refused", "broken"]
 MAX_ERROR_BYTES = 64 << 10
+MAX_RETRY_AFTER_S = 3600
 
 
 class UpstreamFailure(Exception):
@@ -209,9 +210,10 @@ async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
 
 def _seconds(value: str | None) -> float | None:
     try:
-        return float(value) if value is not None else None
+        seconds = float(value) if value is not None else None
     except ValueError:
         return None
+    return seconds if seconds is not None and 0 <= seconds <= MAX_RETRY_AFTER_S else None
 
 
 def _name(error: BaseException) -> str:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from composer import sse
 from composer.config import Limits, Timeouts
 from composer.dispatch import Answer, Dispatcher, Failed, NobodyAnswered, RequestRefused
 from composer.logs import get_logger
@@ -12,7 +13,6 @@ from composer.outcome import Outcome, OutcomeSink, Status
 from composer.pipeline import Pipeline
 from experts.errors import DeadlineExceeded
 from gateway.asgi import (
-    JSON_TYPE,
     ClientGone,
     Header,
     Receive,
@@ -64,7 +64,10 @@ class ChatEndpoint:
             try:
                 await exchange.run(payload, send, explain=request.explain)
             except asyncio.CancelledError:
-                exchange.record("cancelled", 499, error="the client hung up")
+                if hangup.happened:
+                    exchange.record("cancelled", 499, error="the client hung up")
+                else:
+                    await exchange.break_off(send)
                 raise
         if hangup.happened:
             raise ClientGone
@@ -139,7 +142,7 @@ class _Exchange:
         except RequestRefused as refusal:
             self._failed = refusal.failed
             self.record("error", refusal.status, error="refused by the expert")
-            await send_answer(send, refusal.status, refusal.body, (JSON_TYPE, *self._headers()))
+            await send_answer(send, refusal.status, refusal.body, self._headers())
             return
         except NobodyAnswered as nobody:
             self._failed = nobody.failed
@@ -147,16 +150,16 @@ class _Exchange:
             raise nobody.error from nobody
         self._failed = self._answer.failed
         try:
-            async with asyncio.timeout(endpoint._timeouts.request_s):
-                await self._relay(send, explain)
-        except TimeoutError:
-            # Nothing can be sent to who doesn't read; leaving closes the connection.
-            self.record("error", 200, error="the client did not read its answer in time")
+            await self._relay(send, explain)
+        except TimeoutError as error:
+            self.record("cancelled", 499, error="the client did not read its answer")
+            raise ClientGone from error
 
     async def _relay(self, send: Send, explain: bool) -> None:
         assert self._answer is not None
         if self._answer.rest is None:
-            await send_answer(send, 200, self._answer.body, self._headers(explain))
+            async with self._reading():
+                await send_answer(send, 200, self._answer.body, self._headers(explain))
             self.record("ok", 200)
         else:
             self._first_token_ms = self._elapsed_ms()
@@ -169,9 +172,9 @@ class _Exchange:
         try:
             headers.append((b"cache-control", b"no-store"))
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await _send_part(send, self._answer.body)
+            await self._send_part(send, self._answer.body)
             async for data in rest:
-                await _send_part(send, data)
+                await self._send_part(send, data)
             await send({"type": "http.response.body", "body": b""})
         finally:
             rest.close()
@@ -179,6 +182,21 @@ class _Exchange:
             self.record("ok", 200)
         else:
             self.record("error", 200, error=rest.error)
+
+    async def _send_part(self, send: Send, data: bytes) -> None:
+        async with self._reading():
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+
+    def _reading(self) -> asyncio.Timeout:
+        """The deadline for the client to take what is sent to it."""
+        return asyncio.timeout(self._endpoint._timeouts.idle_s)
+
+    async def break_off(self, send: Send) -> None:
+        """The gateway stops before the answer's end: a stream gets a last, proper event."""
+        self.record("error", 503, error="the gateway is shutting down")
+        if self._answer is not None and self._answer.rest is not None:
+            event = sse.error_event("the gateway is shutting down", "shutting_down")
+            await send({"type": "http.response.body", "body": event})
 
     def record(self, status: Status, http_status: int, error: str | None = None) -> None:
         answer = self._answer
@@ -235,7 +253,3 @@ class _Exchange:
             headers.append((b"x-composer-category-probability", probability))
             headers.append((b"x-composer-reason", header_value(reason_of(decision))))
         return headers
-
-
-async def _send_part(send: Send, data: bytes) -> None:
-    await send({"type": "http.response.body", "body": data, "more_body": True})

@@ -14,6 +14,7 @@ from routers.types import Needs, Policy, RouteQuery
 _NO_LIMITS = Policy()
 MAX_MESSAGES = 4096
 MAX_TEXT = 4 << 20
+MAX_FIELDS = 128
 CHARS_PER_TOKEN = 6
 """More characters per token than ordinary text has: the length in tokens is a lower bound, so no
 expert is ruled out by a guess. The engine has the last word."""
@@ -33,15 +34,21 @@ class ContentPart(_Body):
     text: Text | None = None
 
 
+ContentParts = Annotated[list[ContentPart], Field(max_length=1024, fail_fast=True)]
+
+
 class Message(_Body):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Text | Annotated[list[ContentPart], Field(max_length=1024)] | None = None
+    content: Text | ContentParts | None = None
 
     @property
     def text(self) -> str:
         if isinstance(self.content, list):
             return "\n".join(part.text for part in self.content if part.text)
         return self.content or ""
+
+
+ExpertIds = Annotated[list[ExpertId], Field(min_length=1, max_length=1024, fail_fast=True)]
 
 
 class ComposerOptions(BaseModel):
@@ -53,7 +60,7 @@ class ComposerOptions(BaseModel):
     max_price: float | None = Field(default=None, ge=0)
     max_latency_ms: float | None = Field(default=None, gt=0)
     quality_weight: float | None = Field(default=None, ge=0, le=1)
-    experts: Annotated[list[ExpertId], Field(min_length=1, max_length=1024)] | None = None
+    experts: ExpertIds | None = None
     explain: bool = False
 
 
@@ -65,11 +72,16 @@ class ResponseFormat(_Body):
     type: str = Field(max_length=64)
 
 
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+Stops = Annotated[list[Text], Field(max_length=16, fail_fast=True)]
+Objects = Annotated[list[dict[str, Any]], Field(max_length=1024, fail_fast=True)]
+
+
 class ChatRequest(_Body):
     """`POST /v1/chat/completions`. Ranges are those of the OpenAI API."""
 
     model: str = Field(default="auto", min_length=1, max_length=256)
-    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Messages
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(default=None, ge=1)
@@ -77,13 +89,13 @@ class ChatRequest(_Body):
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)
     n: int | None = Field(default=None, ge=1, le=128)
-    stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
+    stop: Text | Stops | None = None
     seed: int | None = None
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     logprobs: bool | None = None
-    tools: Annotated[list[dict[str, Any]], Field(max_length=1024)] | None = None
-    functions: Annotated[list[dict[str, Any]], Field(max_length=1024)] | None = None
+    tools: Objects | None = None
+    functions: Objects | None = None
     response_format: ResponseFormat | None = None
     composer: ComposerOptions | None = None
 
@@ -92,7 +104,15 @@ class ChatRequest(_Body):
         return self.composer is not None and self.composer.explain
 
     def query(self) -> RouteQuery:
-        """What routing sees: the last thing the user said, the needs, the policy."""
+        """What routing sees: the last thing the user said, the needs, the policy.
+
+        Raises:
+            InvalidRequest: fields that contradict each other.
+        """
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest(
+                "'stream_options' is only allowed when 'stream' is true", param="stream_options"
+            )
         return RouteQuery(
             text=text_of(self.messages),
             needs=needs(
@@ -121,7 +141,7 @@ class RouteRequest(BaseModel):
 
     model: str = Field(default="auto", min_length=1, max_length=256)
     prompt: Text | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    messages: Messages | None = None
     composer: ComposerOptions | None = None
 
     @property
@@ -192,6 +212,7 @@ def validate(model: type[R], data: dict[str, Any]) -> R:
     Raises:
         InvalidRequest: the first field that is wrong, and how.
     """
+    _bound_fields(data)
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -199,6 +220,13 @@ def validate(model: type[R], data: dict[str, Any]) -> R:
         field = ".".join(str(part) for part in problem["loc"] if not _is_type_name(part))
         message = problem["msg"][:1].lower() + problem["msg"][1:]
         raise InvalidRequest(f"'{field}': {message}", param=field) from error
+
+
+def _bound_fields(data: dict[str, Any]) -> None:
+    """Every field beyond the known ones would cost an error object each."""
+    for name, value in (("the request", data), ("'composer'", data.get("composer"))):
+        if isinstance(value, dict) and len(value) > MAX_FIELDS:
+            raise InvalidRequest(f"{name} has more than {MAX_FIELDS} fields")
 
 
 def _is_type_name(part: str | int) -> bool:

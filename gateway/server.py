@@ -1,7 +1,11 @@
 """Running a gateway worker: the parts, the ASGI application, uvicorn."""
 
+import asyncio
 import gc
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
@@ -9,17 +13,42 @@ from composer.config import Config
 from composer.root import Parts, build
 from gateway.app import Gateway
 from gateway.chat import ChatEndpoint
+from gateway.connection import BoundedProtocol
 from gateway.health import Health
 from gateway.metrics import Metrics
 
 KEEP_ALIVE_S = 75
+LAST_WORDS_S = 1.0
+
+
+class _Server(uvicorn.Server):
+    """Stops on a signal and returns, where uvicorn would raise the signal again: what is left to do
+    after serving must be done."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def _stop(self) -> None:
+        self.should_exit = True
 
 
 async def serve(config: Config, redis_url: str, listener: socket.socket) -> None:
     """Serve on `listener` until SIGTERM or SIGINT, then finish what runs within the drain time."""
     async with build(config, redis_url) as parts:
         _settle_garbage_collector()
-        await build_server(config, parts).serve(sockets=[listener])
+        server = build_server(config, parts)
+        await server.serve(sockets=[listener])
+        if server.server_state.tasks:
+            # Requests that outlived the drain time were cancelled: let them say so and be counted.
+            await asyncio.wait(server.server_state.tasks, timeout=LAST_WORDS_S)
 
 
 def _settle_garbage_collector() -> None:
@@ -48,7 +77,7 @@ def build_server(config: Config, parts: Parts) -> uvicorn.Server:
         config.limits,
         config.timeouts,
     )
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             app,
             lifespan="off",
@@ -57,6 +86,7 @@ def build_server(config: Config, parts: Parts) -> uvicorn.Server:
             server_header=False,
             date_header=False,
             proxy_headers=False,
+            http=BoundedProtocol,
             ws="none",
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(config.timeouts.drain_s),

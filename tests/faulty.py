@@ -90,11 +90,12 @@ class FaultyServer:
             return self.cut(request, response)
         if model == "no-done":
             return response
-        if model == "endless":
+        if model in ("endless", "flood"):
+            text, pause = ("again ", 0.01) if model == "endless" else ("again " * 20_000, 0)
             try:
                 while True:
-                    await response.write(chunk(model, {"content": "again "}))
-                    await asyncio.sleep(0.01)
+                    await response.write(chunk(model, {"content": text}))
+                    await asyncio.sleep(pause)
             except (ConnectionError, asyncio.CancelledError):
                 self.dropped += 1
                 raise

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,10 @@ FAULTS = [
     "leaky-500",
     "endless",
     "crlf",
+    "flood",
 ]
 PATH = "/v1/chat/completions"
+ANY = "any field"
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -295,6 +299,17 @@ class TestBadInput:
             (body(composer={"max_params": 1}), "composer.max_params"),
             (body(composer={"quality_weight": 2}), "composer.quality_weight"),
             (body(composer={"experts": []}), "composer.experts"),
+            (body(stream_options={"include_usage": True}), "stream_options"),
+            (body(composer={str(i): i for i in range(10_000)}), None),
+            ({"messages": [{"role": "user", "content": [{"type": 1}] * 1000}] * 60}, ANY),
+            (body(messages=None), "messages"),
+            (
+                b'{"messages": [{"role": "user", "content": "x"}], "x": '
+                + b"[" * 300
+                + b"]" * 300
+                + b"}",
+                None,
+            ),
         ],
     )
     async def test_request_is_refused_and_the_field_is_named(
@@ -305,7 +320,7 @@ class TestBadInput:
         error = json.loads(answer)["error"]
         assert status == 400
         assert error["type"] == "invalid_request_error"
-        assert error["param"] == param
+        assert param is ANY or error["param"] == param
         assert error["request_id"] == headers["x-request-id"]
         assert time.perf_counter() - start < 1
 
@@ -356,6 +371,49 @@ class TestBadInput:
         assert b" 408 " in answer
         assert b"did not arrive" in answer
         writer.close()
+
+    async def test_endless_head_is_given_up(self, gateway: Running) -> None:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /health/live HTTP/1.1\r\nhost: 127.0.0.1\r\nx: ")
+        sent = 0
+        with suppress(ConnectionError):
+            async with asyncio.timeout(10):
+                while sent < 64 << 20 and not reader.at_eof():
+                    writer.write(b"a" * 65536)
+                    await writer.drain()
+                    sent += 65536
+                    await asyncio.sleep(0)
+        assert sent < 16 << 20
+        writer.close()
+
+    async def test_silent_connection_is_given_up(
+        self, gateway: Running, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("gateway.connection.HEAD_S", 0.2)
+        host, port = gateway.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /health/live HTTP/1.1\r\n")
+        with suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+
+    async def test_client_that_does_not_read_its_stream_is_given_up(
+        self, gateway: Running, upstream: FaultyServer
+    ) -> None:
+        before = upstream.dropped
+        host, port = gateway.url.removeprefix("http://").split(":")
+        narrow = socket.socket()
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        narrow.connect((host, int(port)))
+        narrow.setblocking(False)
+        payload = json.dumps(body(model="flood", stream=True, composer={})).encode()
+        request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: "
+        narrow.send(request + str(len(payload)).encode() + b"\r\n\r\n" + payload)
+        async with asyncio.timeout(20):
+            while upstream.dropped == before:
+                await asyncio.sleep(0.05)
+        narrow.close()
 
     @pytest.mark.parametrize(
         "headers",
