@@ -1,6 +1,7 @@
 """The command lines of the processes that a supervisor starts."""
 
 import json
+import os
 import socket
 import sys
 from collections.abc import Mapping
@@ -26,19 +27,27 @@ def engine_command(
         "--model": model_folder(config, engine),
         "--host": "127.0.0.1",
         "--port": port,
+        "--threads": engine.threads or _fair_share(config),
         "--dtype": engine.dtype,
         "--max-running": engine.max_running,
         "--max-waiting": engine.max_waiting,
         "--max-context": engine.max_context,
         "--log-level": config.log.level,
     }
-    if engine.threads is not None:
-        options["--threads"] = engine.threads
     argv = [sys.executable, "-m", "experts.engines.embedded"]
     argv += [str(part) for option in options.items() for part in option]
     argv += [part for name in served for part in ("--serve", name)]
     log = config.state_dir / "logs" / f"{engine.name}.log"
     return Command(engine.name, argv, env=child_environment(), log=log)
+
+
+def _fair_share(config: Config) -> int:
+    """Threads of an embedded engine that names no number: the cores, shared among the engines.
+
+    Engines that each take every core slow one another down, and the gateway with them.
+    """
+    engines = sum(isinstance(engine, EmbeddedEngineSpec) for engine in config.engines)
+    return max(1, (os.cpu_count() or 1) // engines)
 
 
 def worker_command(config: Config, redis_url: str, listener: socket.socket) -> Command:

@@ -9,7 +9,10 @@ EngineName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
 
 class EmbeddedEngineSpec(BaseModel):
-    """A child process of ours that serves one base, bare and under adapters, on transformers."""
+    """A child process of ours that serves one base, bare and under adapters, on transformers.
+
+    Without `threads` the machine's cores are shared among its embedded engines.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
