@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from composer.documents import Document, explain, read_document
 from experts.engine_spec import EmbeddedEngineSpec, EngineSpec
 from experts.errors import ConfigError
 from experts.registry import index_experts
@@ -25,7 +25,6 @@ from experts.spec import ExpertId, ExpertSpec
 
 ENV_PREFIX = "COMPOSER_"
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
-MAX_CONFIG_BYTES = 1 << 20
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
@@ -128,15 +127,6 @@ class Config(_Section):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class _Document:
-    """A YAML file as plain data, with the line of every path in it."""
-
-    name: str
-    data: dict[str, Any]
-    lines: Mapping[tuple[str | int, ...], int]
-
-
 def load_config(
     path: Path | None = None,
     *,
@@ -155,10 +145,10 @@ def load_config(
     """
     if path is None and Path("composer.yaml").is_file():
         path = Path("composer.yaml")
-    defaults = _parse(
+    defaults = parse_document(
         "default.yaml", resources.files("composer").joinpath("default.yaml").read_text()
     )
-    user = _parse(str(path), _read(path)) if path is not None else _Document("", {}, {})
+    user = read_document(path) if path is not None else Document("", {}, {})
     data = defaults.data | _resolve_paths(user.data, path)
     overrides = _from_environment(data, os.environ if environ is None else environ)
     overrides |= {key: value for key, value in (flags or {}).items() if value is not None}
@@ -166,7 +156,7 @@ def load_config(
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(_explain(error, user, overridden=frozenset(overrides))) from error
+        raise ConfigError(explain(error, user, overridden=frozenset(overrides))) from error
 
 
 def resolve_experts(config: Config) -> Mapping[str, ExpertSpec]:
@@ -229,11 +219,11 @@ def read_experts(path: Path) -> tuple[ExpertSpec, ...]:
     Raises:
         ConfigError: with file and line where they are known.
     """
-    document = _parse(str(path), _read(path), key="experts")
+    document = read_document(path, key="experts")
     try:
         specs = _ExpertList.model_validate(document.data).experts
     except ValidationError as error:
-        raise ConfigError(_explain(error, document)) from error
+        raise ConfigError(explain(error, document)) from error
     return tuple(
         spec.model_copy(update={"adapter": (path.parent / spec.adapter).resolve()})
         if spec.adapter is not None
@@ -266,55 +256,6 @@ def training_files(config: Config) -> tuple[Path, ...]:
 
 def _package_folder(package: str) -> Path:
     return Path(str(resources.files(package)))
-
-
-def _read(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"can't read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8") from error
-
-
-def _parse(name: str, text: str, key: str | None = None) -> _Document:
-    """Parse YAML; with `key`, a bare list stands for a mapping of `key` to it."""
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise ConfigError(f"{name}:{line}: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: {error}") from error
-    lines: dict[tuple[str | int, ...], int] = {}
-    if key is not None and isinstance(data, list):
-        _collect_lines(node, (key,), lines)
-        data = {key: data}
-    else:
-        _collect_lines(node, (), lines)
-    if data is None:
-        data = {}
-    if not isinstance(data, dict):
-        raise ConfigError(f"{name}:1: a mapping of settings is expected")
-    return _Document(name, data, lines)
-
-
-def _collect_lines(
-    node: yaml.Node | None, path: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int]
-) -> None:
-    if node is None:
-        return
-    lines.setdefault(path, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            lines[(*path, str(key.value))] = key.start_mark.line + 1
-            _collect_lines(value, (*path, str(key.value)), lines)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _collect_lines(value, (*path, index), lines)
 
 
 def _resolve_paths(data: dict[str, Any], path: Path | None) -> dict[str, Any]:
@@ -379,37 +320,3 @@ def _from_environment(data: Mapping[str, Any], environ: Mapping[str, str]) -> di
             section["__".join(rest)] = value
             found[key] = section
     return found
-
-
-def _explain(
-    error: ValidationError, document: _Document, overridden: frozenset[str] = frozenset()
-) -> str:
-    """All problems, a line each, with file and line where the file says it."""
-    messages = []
-    for problem in error.errors(include_url=False, include_input=False):
-        path = tuple(part for part in problem["loc"] if not _is_union_tag(part, problem["loc"]))
-        line = _line_of(path, document.lines)
-        if path and path[0] in overridden:
-            place = "environment or flag: "
-        else:
-            place = f"{document.name}:{line}: " if line else ""
-        field = ".".join(str(part) for part in path)
-        text = problem["msg"].removeprefix("Value error, ")
-        messages.append(f"{place}{field}: {text}" if field else f"{place}{text}")
-    return "\n".join(dict.fromkeys(messages))
-
-
-def _is_union_tag(part: str | int, location: tuple[str | int, ...]) -> bool:
-    """Pydantic names the branch of a union in the path of an error; a reader doesn't care."""
-    return isinstance(part, str) and (
-        part in ("embedded", "remote", "path", "is-instance[Path]")
-        or part.startswith(("literal[", "tuple[", "function-", "lax-or-strict"))
-    )
-
-
-def _line_of(path: tuple[str | int, ...], lines: Mapping[tuple[str | int, ...], int]) -> int | None:
-    while path:
-        if path in lines:
-            return lines[path]
-        path = path[:-1]
-    return None
