@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from composer.documents import Document, explain, read_document
+from composer.documents import Document, explain, parse_document, read_document
 from experts.engine_spec import EmbeddedEngineSpec, EngineSpec
 from experts.errors import ConfigError
 from experts.registry import index_experts
