@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,8 +40,13 @@ class Demo:
         return self.process.pid
 
     def child(self, name: str) -> psutil.Process:
-        record = json.loads((self.state / "processes" / f"{name}.json").read_text())
-        return psutil.Process(record["pid"])
+        """The process of this name, once there is one."""
+        file = self.state / "processes" / f"{name}.json"
+        for _ in range(200):
+            if file.exists():
+                return psutil.Process(json.loads(file.read_text())["pid"])
+            time.sleep(0.05)
+        pytest.fail(f"there is no process {name}")
 
     def engine_url(self, name: str) -> str:
         argv = self.child(name).cmdline()
@@ -213,6 +219,25 @@ class TestFaults:
                         break
                     await asyncio.sleep(0.2)
             assert demo.child("specialists").pid != engine.pid
+
+    async def test_answers_go_on_and_the_state_is_written_again_when_redis_loses_its_data(
+        self, demo: Demo
+    ) -> None:
+        redis = demo.child("redis")
+        redis.kill()
+        shutil.rmtree(demo.state / "redis" / "appendonlydir")
+        body = {"model": "auto", "messages": say("What is the weather in Paris right now?")}
+        async with aiohttp.ClientSession(demo.url) as session, asyncio.timeout(60):
+            while True:
+                status, headers, _ = await post(session, body)
+                assert (status, headers["x-composer-expert"]) == (200, "offline")
+                async with session.get("/health/ready") as reply:
+                    report = await reply.json()
+                if report["status"] == "ready" and demo.child("redis").pid != redis.pid:
+                    break
+                await asyncio.sleep(0.1)
+            async with session.get("/v1/models") as reply:
+                assert len((await reply.json())["data"]) == 8
 
     def test_second_supervisor_on_the_same_state_is_refused(
         self, demo: Demo, cache_dir: Path

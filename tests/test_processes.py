@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -71,6 +72,29 @@ async def test_process_with_a_reused_pid_is_left_alone(tmp_path: Path) -> None:
 async def test_program_that_is_absent_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(ProcessError, match="no-such-program"):
         await start_process(Command("x", ["/no-such-program"]), tmp_path)
+
+
+async def test_nothing_is_left_running_when_a_process_cannot_be_recorded(tmp_path: Path) -> None:
+    records = tmp_path / "records"
+    records.write_text("a file where a folder should be")
+    before = set(psutil.Process().children())
+    with pytest.raises(ProcessError, match="can't record"):
+        await start_process(Command("x", SLEEP), records)
+    assert set(psutil.Process().children()) == before
+
+
+def test_log_line_is_lost_and_nothing_else_when_the_log_is_broken() -> None:
+    argv = [
+        sys.executable,
+        "-c",
+        "from composer.logs import configure_logs, get_logger\n"
+        "configure_logs('info', 'json', 'test')\n"
+        "get_logger('x').error('lost', reason='full disk')\n"
+        "print('alive')",
+    ]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(argv, stdout=subprocess.PIPE, stderr=full, text=True, timeout=30)
+    assert result.stdout == "alive\n"
 
 
 class TestService:
