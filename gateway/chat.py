@@ -11,7 +11,7 @@ from composer.dispatch import Answer, Dispatcher, Failed, NobodyAnswered, Reques
 from composer.logs import get_logger
 from composer.outcome import Outcome, OutcomeSink, Status
 from composer.pipeline import Pipeline
-from experts.errors import DeadlineExceeded
+from experts.errors import DeadlineExceeded, NotReady
 from gateway.asgi import (
     ClientGone,
     Header,
@@ -63,12 +63,14 @@ class ChatEndpoint:
             exchange = _Exchange(self, decision, request_id, start)
             try:
                 await exchange.run(payload, send, explain=request.explain)
-            except asyncio.CancelledError:
+            except asyncio.CancelledError as cancelled:
                 if hangup.happened:
                     exchange.record("cancelled", 499, error="the client hung up")
-                else:
-                    await exchange.break_off(send)
-                raise
+                    raise
+                # The drain time is over: who still waits is told so, as an error like any other.
+                await exchange.break_off(send)
+                message = "the gateway is shutting down: send the request again"
+                raise NotReady(message) from cancelled
         if hangup.happened:
             raise ClientGone
 

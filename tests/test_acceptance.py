@@ -313,6 +313,26 @@ class TestLifetime:
         assert len(children) >= 4
         assert [p for p in children if p.is_running() and p.status() != "zombie"] == []
 
+    async def test_requests_that_outlive_the_drain_time_are_told_that_the_gateway_stops(
+        self, demo: Demo, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stop(demo)
+        monkeypatch.setenv("COMPOSER_TIMEOUTS__DRAIN_S", "1")
+        again = start(demo.state, cache_dir)
+        body = {"model": "general", "messages": say("Tell me a very long story."), "seed": 1}
+        async with aiohttp.ClientSession(again.url) as session:
+            path = "/v1/chat/completions"
+            async with session.post(path, json={**body, "max_tokens": 1500, "stream": True}) as one:
+                await one.content.readany()
+                other = asyncio.create_task(post(session, {**body, "max_tokens": 1500}))
+                await asyncio.sleep(0.5)
+                again.process.send_signal(signal.SIGTERM)
+                events = (await one.read()).rstrip().split(b"\n\n")
+                assert json.loads(events[-1][6:])["error"]["code"] == "shutting_down"
+                status, _, _ = await other
+                assert status == 503
+        await asyncio.to_thread(stop, again)
+
     def test_start_cleans_what_a_killed_supervisor_left_behind(
         self, demo: Demo, cache_dir: Path
     ) -> None:

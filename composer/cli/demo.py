@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from composer.config import Config
 
-MAX_TOKENS = 120
+MAX_TOKENS = 80
 
 
 @dataclass(frozen=True, slots=True)
