@@ -16,7 +16,13 @@ from composer import sse
 from composer.conditions import ConditionsTracker
 from composer.config import Limits
 from composer.snapshots import SnapshotKeeper
-from composer.upstream import Reply, UpstreamClient, UpstreamFailure, error_code
+from composer.upstream import (
+    Reply,
+    UpstreamClient,
+    UpstreamFailure,
+    error_code,
+    error_message,
+)
 from experts.errors import (
     ComposerError,
     DeadlineExceeded,
@@ -76,10 +82,15 @@ class Answer:
 
 
 class Stream:
-    """The rest of a streamed answer. Must be closed, which also stops the engine's work."""
+    """The rest of a streamed answer. Must be closed, which also stops the engine's work.
+
+    Relays whole events only, so that the error event after a break stands on lines of its own;
+    `pending` is the beginning of an event that came with the first token.
+    """
 
     def __init__(
         self,
+        pending: bytes,
         chunks: AsyncIterator[bytes],
         reply: Reply,
         watch: sse.EndWatch,
@@ -87,6 +98,7 @@ class Stream:
         on_close: Callable[[], None],
     ) -> None:
         self.error: str | None = None
+        self._pending = pending
         self._chunks = chunks
         self._reply = reply
         self._watch = watch
@@ -97,7 +109,13 @@ class Stream:
         try:
             async for data in self._chunks:
                 self._watch.feed(data)
-                yield data
+                whole, self._pending = sse.split_whole(self._pending + data)
+                if whole:
+                    yield whole
+                if len(self._pending) > MAX_HEAD_BYTES:
+                    raise UpstreamFailure("broken", "one event of its stream is too long")
+            if self._pending and self._watch.ended:
+                yield self._pending
         except UpstreamFailure as failure:
             self.error = failure.reason
         if self.error is None and not self._watch.ended:
@@ -139,7 +157,7 @@ class Dispatcher:
             NobodyAnswered: with Overloaded, DeadlineExceeded or ExpertUnavailable.
         """
         failed: list[tuple[str, str]] = []
-        last: UpstreamFailure | None = None
+        failures: list[UpstreamFailure] = []
         for candidate in decision.experts:
             spec = self._keeper.view.snapshot.experts.get(candidate.id)
             if spec is None:
@@ -150,12 +168,12 @@ class Dispatcher:
                 return await self._attempt(spec, path, payload, request_id, tuple(failed), start)
             except UpstreamFailure as failure:
                 if failure.kind == "refused" and not _another_may_fit(failure):
-                    raise RequestRefused(failure.status, failure.body, tuple(failed)) from failure
+                    raise _refusal(failure, tuple(failed)) from failure
                 if failure.engine_is_down:
                     self._conditions.failed(spec.id, failure.reason)
                 failed.append((spec.id, failure.reason))
-                last = failure
-        raise _nobody(last, failed)
+                failures.append(failure)
+        raise _nobody(failures, tuple(failed))
 
     async def _attempt(
         self,
@@ -216,7 +234,8 @@ class Dispatcher:
                     raise UpstreamFailure("server", "its stream began with an error")
                 if sse.carries_token(event):
                     closed = partial(self._conditions.finished, spec.id)
-                    return bytes(head), Stream(chunks, reply, watch, spec.id, closed)
+                    whole, pending = sse.split_whole(bytes(head))
+                    return whole, Stream(pending, chunks, reply, watch, spec.id, closed)
             if len(head) > MAX_HEAD_BYTES:
                 raise UpstreamFailure("broken", "its stream has no output at its beginning")
         raise UpstreamFailure("broken", "its stream ended before the first token")
@@ -295,11 +314,22 @@ def _another_may_fit(failure: UpstreamFailure) -> bool:
     return error_code(failure.body) == "context_length_exceeded"
 
 
-def _nobody(last: UpstreamFailure | None, failed: list[tuple[str, str]]) -> Exception:
+def _refusal(failure: UpstreamFailure, failed: Failed) -> Exception:
+    """The expert's own words where they have the shape of an error, else ours."""
+    if error_message(failure.body):
+        return RequestRefused(failure.status, failure.body, failed)
+    message = f"the expert refused the request with status {failure.status} and no message"
+    return NobodyAnswered(InvalidRequest(message), failed)
+
+
+def _nobody(failures: list[UpstreamFailure], failed: Failed) -> Exception:
+    """What the client is told: to change the request only if every expert asked for that."""
+    passing = [failure for failure in failures if failure.kind != "refused"]
+    if failures and not passing:
+        return _refusal(failures[-1], failed)
     tried = "; ".join(f"{expert}: {reason}" for expert, reason in failed)
+    last = passing[-1] if passing else None
     error: ComposerError
-    if last is not None and last.kind == "refused":
-        return RequestRefused(last.status, last.body, tuple(failed))
     if last is not None and last.kind == "overloaded":
         retry = last.retry_after_s or 1.0
         error = Overloaded(f"the experts are busy ({tried})", retry_after_s=retry)
@@ -307,4 +337,4 @@ def _nobody(last: UpstreamFailure | None, failed: list[tuple[str, str]]) -> Exce
         error = DeadlineExceeded(f"no expert answered in time ({tried})")
     else:
         error = ExpertUnavailable(f"no expert could answer ({tried})", retry_after_s=2.0)
-    return NobodyAnswered(error, tuple(failed))
+    return NobodyAnswered(error, failed)

@@ -9,6 +9,14 @@ END = re.compile(rb"\r?\n\r?\n")
 
 DONE = b"[DONE]"
 _KEEP = 64
+_MARKS = (b"\n\n", b"\r\n\r\n")
+
+
+def split_whole(data: bytes) -> tuple[bytes, bytes]:
+    """Whole events, and the beginning of one that has not arrived to its end."""
+    ends = [at + len(mark) for mark in _MARKS if (at := data.rfind(mark)) >= 0]
+    end = max(ends, default=0)
+    return data[:end], data[end:]
 
 
 def carries_token(event: bytes) -> bool:

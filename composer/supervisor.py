@@ -294,10 +294,10 @@ async def _follow(log: Path, announce: Callable[[str], None]) -> None:
     """Announce the lines of a growing log; what is left is announced when cancelled."""
     shown = 0
 
-    def show() -> None:
+    def show(*, to_the_end: bool = False) -> None:
         nonlocal shown
         text = log.read_text("utf-8", "replace") if log.exists() else ""
-        lines = text.splitlines()
+        lines = (text if to_the_end else text[: text.rfind("\n") + 1]).splitlines()
         for line in lines[shown:]:
             announce(f"  {line}")
         shown = len(lines)
@@ -307,7 +307,7 @@ async def _follow(log: Path, announce: Callable[[str], None]) -> None:
             show()
             await asyncio.sleep(FOLLOW_S)
     finally:
-        show()
+        show(to_the_end=True)
 
 
 @contextmanager

@@ -41,6 +41,8 @@ class FaultyServer:
                 return self.error(429, "too many", headers={"retry-after": "7"})
             case "bad-request":
                 return self.error(400, "temperature is odd", param="temperature")
+            case "bare-400":
+                return web.Response(status=400, text="<html>no</html>", content_type="text/html")
             case "too-long":
                 return self.error(400, "too long", code="context_length_exceeded")
             case "leaky":
@@ -85,6 +87,10 @@ class FaultyServer:
             await response.write(text.replace(b"\n", b"\r\n"))
             return response
         await response.write(chunk(model, {"content": "Hello"}))
+        if model == "cut-inside":
+            await response.write(chunk(model, {"content": "half"})[:30])
+            await asyncio.sleep(0.05)
+            return self.cut(request, response)
         if model == "cut-late":
             await asyncio.sleep(0.05)
             return self.cut(request, response)

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from composer.sse import split_whole
 from composer.state import Endpoint
 from experts.spec import ExpertSpec
 from tests.faulty import FaultyServer, faulty_server
@@ -35,6 +36,8 @@ FAULTS = [
     "endless",
     "crlf",
     "flood",
+    "cut-inside",
+    "bare-400",
 ]
 PATH = "/v1/chat/completions"
 ANY = "any field"
@@ -130,7 +133,7 @@ class TestFallback:
         assert answer.endswith(b"data: [DONE]\n\n")
         assert b"error" not in answer
 
-    @pytest.mark.parametrize("fault", ["cut-late", "no-done"])
+    @pytest.mark.parametrize("fault", ["cut-late", "cut-inside", "no-done"])
     async def test_client_gets_an_error_event_when_a_stream_breaks_after_its_first_token(
         self, gateway: Running, fault: str
     ) -> None:
@@ -139,6 +142,8 @@ class TestFallback:
         assert b"Hello" in answer
         last = answer.rstrip().rsplit(b"data: ", 1)[1]
         assert json.loads(last)["error"]["code"] == "expert_stream_broken"
+        events = [event for event in answer.split(b"\n\n") if event]
+        assert all(json.loads(event.removeprefix(b"data: ")) for event in events)
 
     async def test_stream_is_relayed_when_its_lines_end_in_crlf(self, gateway: Running) -> None:
         status, headers, answer = await post(gateway, body("crlf", stream=True))
@@ -162,6 +167,20 @@ class TestFallback:
         assert status == 400
         assert json.loads(answer)["error"]["param"] == "temperature"
         assert len(upstream.requests) == before + 1
+
+    async def test_refusal_without_a_message_is_told_in_our_words(self, gateway: Running) -> None:
+        status, headers, answer = await post(gateway, body("bare-400"))
+        assert (status, headers["content-type"]) == (400, "application/json")
+        assert "status 400" in json.loads(answer)["error"]["message"]
+
+    async def test_answer_says_retry_when_only_some_experts_refused_the_length(
+        self, gateway: Running
+    ) -> None:
+        for experts in (["too-long", "error-500"], ["error-500", "too-long"]):
+            status, _, _ = await post(gateway, body(composer={"experts": experts}))
+            assert status == 503
+        status, _, answer = await post(gateway, body(composer={"experts": ["too-long"]}))
+        assert (status, json.loads(answer)["error"]["code"]) == (400, "context_length_exceeded")
 
     async def test_failed_engine_is_passed_over_for_a_moment(self, gateway: Running) -> None:
         await post(gateway, body("dead"))
@@ -499,3 +518,20 @@ class TestObservation:
                 await asyncio.sleep(0.05)
         status, _, _ = await post(gateway, body("good"))
         assert status == 200
+
+
+@pytest.mark.parametrize(
+    ("data", "whole"),
+    [
+        (b"", b""),
+        (b"da", b""),
+        (b"data: 1\n\n", b"data: 1\n\n"),
+        (b"data: 1\n\ndata: 2", b"data: 1\n\n"),
+        (b"data: 1\r\n\r\ndata: 2\r\n", b"data: 1\r\n\r\n"),
+        (b"\n\n", b"\n\n"),
+    ],
+)
+async def test_whole_events_are_split_from_the_beginning_of_the_next(
+    data: bytes, whole: bytes
+) -> None:
+    assert split_whole(data) == (whole, data[len(whole) :])
