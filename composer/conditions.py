@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from composer.snapshots import View
-from composer.state import Endpoint
+from composer.state import Endpoint, ExpertRecord, ExpertStatus
 from routers.ranking import Conditions
 
 COOLDOWN_S = 2.0
@@ -28,6 +28,7 @@ class ConditionsTracker:
         self._cooling: dict[str, tuple[float, str]] = {}
         self._latency_ms: dict[str, float] = {}
         self._load: dict[str, int] = {}
+        self._not_ready: dict[str, str] = {}
         self._unavailable: Mapping[str, str] = {}
 
     def follow(self, view: View) -> None:
@@ -38,6 +39,11 @@ class ConditionsTracker:
             engine: _why_not_ready(snapshot.endpoints.get(engine))
             for engine in set(self._engine_of.values())
             if engine not in snapshot.endpoints or snapshot.endpoints[engine].state != "ready"
+        }
+        self._not_ready = {
+            expert: reason
+            for expert, record in snapshot.records.items()
+            if (reason := _why_not_taking(record, snapshot.statuses.get(expert)))
         }
         self._rebuild()
 
@@ -79,7 +85,19 @@ class ConditionsTracker:
             expert: reasons[engine]
             for expert, engine in self._engine_of.items()
             if engine in reasons
-        }
+        } | self._not_ready
+
+
+def _why_not_taking(record: ExpertRecord, status: ExpertStatus | None) -> str:
+    if record.removing:
+        return "it is being removed"
+    if record.drained:
+        return "it was taken out of rotation"
+    if status is None:
+        return "it is registered, and not verified yet"
+    if status.state == "ready":
+        return ""
+    return f"it is {status.state}" + (f" ({status.reason})" if status.reason else "")
 
 
 def _why_not_ready(endpoint: Endpoint | None) -> str:

@@ -20,7 +20,7 @@ from pydantic import (
 from composer.documents import Document, explain, parse_document, read_document
 from experts.engine_spec import EmbeddedEngineSpec, EngineSpec
 from experts.errors import ConfigError
-from experts.registry import index_experts
+from experts.registry import OWN_ENGINE, index_experts
 from experts.spec import ExpertId, ExpertSpec
 
 ENV_PREFIX = "COMPOSER_"
@@ -60,12 +60,50 @@ class CompositionConfig(_Section):
 
 
 class Limits(_Section):
-    """Bounds on what a client may send; the score cache is bounded by entries."""
+    """Bounds on what a client may send."""
 
     max_body_bytes: int = Field(default=8 << 20, ge=1024, le=1 << 30)
     max_answer_bytes: int = Field(default=64 << 20, ge=1024, le=1 << 30)
+    max_dataset_bytes: int = Field(default=256 << 20, ge=1024, le=16 << 30)
     max_in_flight: int = Field(default=1024, ge=1)
-    score_cache_entries: int = Field(default=10_000, ge=0)
+
+
+class CacheConfig(_Section):
+    """The decision cache: entries in each worker, and those shared in Redis for each live version.
+
+    A look-up in Redis that takes longer than `timeout_ms` counts as a miss.
+    """
+
+    local_entries: int = Field(default=10_000, ge=0)
+    shared_entries: int = Field(default=50_000, ge=0, le=10_000_000)
+    timeout_ms: float = Field(default=20, gt=0, le=1000)
+    ttl_s: Seconds = 86_400
+
+
+class AuthConfig(_Section):
+    """Whether requests need a key. Unset: beyond loopback they do, on loopback they don't."""
+
+    required: bool | None = None
+
+
+class SessionConfig(_Section):
+    """A session stays with its expert until it has been silent for `ttl_s`, or another expert is
+    expected to score more than `switch_gain` above it (1: never)."""
+
+    ttl_s: Seconds = 1800
+    switch_gain: float = Field(default=1.0, ge=0, le=1)
+
+
+class StatsConfig(_Section):
+    """Statistics are committed every `flush_s`; the newest `decisions_kept` decisions are kept.
+
+    Prompts are stored with them only if `store_prompts`, and for `prompt_retention_s`.
+    """
+
+    flush_s: float = Field(default=0.5, gt=0, le=1)
+    decisions_kept: int = Field(default=20_000, ge=0, le=1_000_000)
+    store_prompts: bool = False
+    prompt_retention_s: float = Field(default=86_400, gt=0, le=31_536_000)
 
 
 class Timeouts(_Section):
@@ -100,9 +138,22 @@ class Config(_Section):
     engines: tuple[EngineSpec, ...] = Field(min_length=1)
     experts: Literal["demo"] | Path | Annotated[tuple[ExpertSpec, ...], Field(min_length=1)]
     composition: CompositionConfig = CompositionConfig()
+    workers: int = Field(default=1, ge=1, le=64)
+    model_roots: tuple[Path, ...] = ()
+    auth: AuthConfig = AuthConfig()
+    cache: CacheConfig = CacheConfig()
+    sessions: SessionConfig = SessionConfig()
+    stats: StatsConfig = StatsConfig()
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     log: LogConfig = LogConfig()
+
+    @property
+    def keys_required(self) -> bool:
+        """Whether a request needs a key."""
+        if self.auth.required is None:
+            return self.host not in LOOPBACK_HOSTS
+        return self.auth.required
 
     @field_validator("state_dir", "cache_dir")
     @classmethod
@@ -112,6 +163,9 @@ class Config(_Section):
     @model_validator(mode="after")
     def _engines_are_unique(self) -> "Config":
         names = [engine.name for engine in self.engines]
+        own = [name for name in names if name.startswith(OWN_ENGINE)]
+        if own:
+            raise ValueError(f"engine '{own[0]}': names that begin with '{OWN_ENGINE}' are taken")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"engine '{twice[0]}' is defined twice")
@@ -159,20 +213,29 @@ def load_config(
         raise ConfigError(explain(error, user, overridden=frozenset(overrides))) from error
 
 
+def configured_specs(config: Config) -> tuple[ExpertSpec, ...]:
+    """The configured experts as they were written.
+
+    Raises:
+        ConfigError: their file can't be read.
+    """
+    if isinstance(config.experts, tuple):
+        return config.experts
+    return read_experts(demo_experts_file() if config.experts == "demo" else config.experts)
+
+
 def resolve_experts(config: Config) -> Mapping[str, ExpertSpec]:
     """The configured experts by id, checked against each other and against the engines.
 
     Raises:
         ConfigError: a rule of the registry is broken, or an engine is unknown.
     """
-    if isinstance(config.experts, tuple):
-        specs: tuple[ExpertSpec, ...] = config.experts
-    else:
-        specs = read_experts(demo_experts_file() if config.experts == "demo" else config.experts)
-    experts = index_experts(specs)
+    experts = index_experts(configured_specs(config))
     engines = {engine.name for engine in config.engines}
     for spec in experts.values():
-        if spec.kind != "null" and spec.engine not in engines:
+        if spec.engine is not None and not (
+            spec.engine in engines or spec.engine.startswith(OWN_ENGINE)
+        ):
             raise ConfigError(
                 f"expert '{spec.id}' names engine '{spec.engine}', known are: "
                 + ", ".join(sorted(engines)),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from routers.types import Decision
+from routers.types import Decision, Interface
 
 Status = Literal["ok", "error", "cancelled"]
 
@@ -11,7 +11,10 @@ Status = Literal["ok", "error", "cancelled"]
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """`expert` is the one that answered (None: nobody did); times in milliseconds from the
-    request's arrival; `failed` names the experts that were tried before, with the reason."""
+    request's arrival; `failed` names the experts that were tried before, with the reason. Tokens
+    are as the engine counted them (`estimated`: it did not, and streamed events were counted);
+    `cost_usd` is their price; `key` the id of the API key used, `prompt` the routing text, kept
+    only where the operator wants prompts stored."""
 
     decision_id: str
     expert: str | None
@@ -22,6 +25,13 @@ class Outcome:
     total_ms: float = 0.0
     streamed: bool = False
     error: str | None = None
+    interface: Interface = "chat"
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    estimated: bool = False
+    cost_usd: float = 0.0
+    key: str = ""
+    prompt: str = ""
 
     @property
     def attempts(self) -> int:

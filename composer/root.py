@@ -20,6 +20,8 @@ from routers.encoders import load_encoder
 class Parts:
     """What the gateway is made of below HTTP."""
 
+    config: Config
+    state: State
     keeper: SnapshotKeeper
     conditions: ConditionsTracker
     pipeline: Pipeline
@@ -50,13 +52,15 @@ async def build(config: Config, redis_url: str) -> AsyncIterator[Parts]:
             SnapshotKeeper(state, encoder, on_change=conditions.follow)
         )
         yield Parts(
+            config=config,
+            state=state,
             keeper=keeper,
             conditions=conditions,
             pipeline=Pipeline(
                 keeper,
                 encoder,
                 batcher,
-                ScoreCache(config.limits.score_cache_entries),
+                ScoreCache(config.cache.local_entries),
                 conditions,
             ),
             dispatcher=Dispatcher(keeper, client, conditions, config.limits),

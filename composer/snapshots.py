@@ -2,26 +2,26 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
 
 from composer.logs import get_logger
-from composer.state import EMPTY_SNAPSHOT, CompositionRecord, Snapshot, State
+from composer.state import EMPTY_SNAPSHOT, CompositionVersion, Snapshot, State
 from experts.errors import ArtefactError, StateUnavailable
 from experts.registry import index_experts
 from routers.artefact import Artefact, load_artefact
 from routers.encoders.base import Encoder
 
-POLL_S = 1.0
+POLL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class LiveComposition:
     """A composition version with its router loaded."""
 
-    record: CompositionRecord
+    record: CompositionVersion
     artefact: Artefact
 
     @property
@@ -103,9 +103,7 @@ class SnapshotKeeper:
                 self._log.error("composition refused", composition=name, error=str(error))
                 if current is not None:
                     compositions[name] = current
-        snapshot = Snapshot(
-            raw.generation, index_experts(raw.experts.values()), raw.endpoints, raw.compositions
-        )
+        snapshot = replace(raw, experts=index_experts(raw.experts.values()))
         self.view = View(snapshot, MappingProxyType(compositions))
         self._on_change(self.view)
 

@@ -18,13 +18,14 @@ from typing import Self
 import aiohttp
 
 from composer.commands import engine_command, free_port, setup_argv, worker_command
-from composer.config import Config, find_missing, resolve_experts
+from composer.config import Config, configured_specs, find_missing, resolve_experts
+from composer.declared import declare
 from composer.listening import listen
 from composer.processes import Command, child_environment, clean_stale, start_process
 from composer.redis_server import redis_command, socket_path
 from composer.services import Service, http_probe
 from composer.setup import artefact_folder, encoder_identity, needs_setup
-from composer.state import CompositionRecord, Endpoint, EndpointState, State
+from composer.state import CompositionVersion, Endpoint, EndpointState, ExpertStatus, State
 from experts.engine_spec import EmbeddedEngineSpec
 from experts.errors import (
     ArtefactError,
@@ -34,7 +35,7 @@ from experts.errors import (
     SetupError,
     StateUnavailable,
 )
-from routers.artefact import Artefact, load_artefact
+from routers.artefact import Artefact, load_artefact, summary_of
 
 REDIS_START_S = 15.0
 RETRY_S = 0.2
@@ -181,17 +182,17 @@ class Supervisor:
                 "experts: add it, or train again with `coe train --experts`",
                 param="composition.artefact",
             )
-        await state.put_experts(experts.values())
-        engines = [engine.name for engine in config.engines]
-        await state.retain(experts, engines, [config.composition.name])
-        await state.put_composition(
-            CompositionRecord(
-                name=config.composition.name,
-                version=artefact.version,
-                artefact=str(folder.resolve()),
-                quality_weight=config.composition.quality_weight,
-            )
+        version = CompositionVersion(
+            name=config.composition.name,
+            version=artefact.version,
+            artefact=str(folder.resolve()),
+            quality_weight=config.composition.quality_weight,
+            experts=artefact.manifest.experts,
+            categories=artefact.manifest.categories,
+            summary=summary_of(artefact.manifest.report),
         )
+        await declare(state, configured_specs(config), version)
+        await state.statuses.put({expert: ExpertStatus(state="ready") for expert in experts})
         self._registered = True
 
     async def _load_artefact(self, folder: Path) -> Artefact:
@@ -259,7 +260,7 @@ class Supervisor:
                     self._pending |= set(self._endpoints)
                 for engine in sorted(self._pending):
                     endpoint = self._endpoints[engine]
-                    await state.put_endpoint(endpoint)
+                    await state.endpoints.put({engine: endpoint})
                     if self._endpoints[engine] is endpoint:
                         self._pending.discard(engine)
                 if not self._registered:

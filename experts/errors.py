@@ -32,6 +32,22 @@ class Forbidden(ComposerError):
     """The request comes from where it must not come from."""
 
 
+class Unauthenticated(ComposerError):
+    """The request needs a key, and has none or a wrong one."""
+
+
+class NotAllowed(ComposerError):
+    """The request's key lacks the scope that is needed."""
+
+
+class NotFound(ComposerError):
+    """There is no record of this id."""
+
+
+class Conflict(ComposerError):
+    """What is asked contradicts what is there: a taken id, an expert in use, a wrong state."""
+
+
 class UnknownModel(ComposerError):
     """The request names a model that is neither a composition nor an expert."""
 

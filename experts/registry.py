@@ -1,10 +1,15 @@
 """Rules that hold between experts: unique ids, known bases, one engine for each."""
 
+import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from experts.errors import ConfigError
 from experts.spec import ExpertSpec
+
+OWN_ENGINE = "own-"
+"""How the names of engines begin that serve one expert's own weights or address."""
 
 
 def index_experts(specs: Iterable[ExpertSpec]) -> Mapping[str, ExpertSpec]:
@@ -22,8 +27,17 @@ def index_experts(specs: Iterable[ExpertSpec]) -> Mapping[str, ExpertSpec]:
     return MappingProxyType({spec.id: _inherit(spec, by_id) for spec in by_id.values()})
 
 
+def own_engine_name(expert_id: str) -> str:
+    """Name of the engine that serves one expert alone. It names files, so it is spelt plainly."""
+    plain = re.sub(r"[^a-z0-9]+", "-", expert_id.lower()).strip("-")[:40]
+    digest = hashlib.sha256(expert_id.encode()).hexdigest()[:6]
+    return f"{OWN_ENGINE}{plain}" if plain == expert_id else f"{OWN_ENGINE}{plain}-{digest}"
+
+
 def _inherit(spec: ExpertSpec, by_id: Mapping[str, ExpertSpec]) -> ExpertSpec:
     if spec.base is None:
+        if spec.engine is None and spec.kind != "null":
+            return spec.model_copy(update={"engine": own_engine_name(spec.id)})
         return spec
     base = by_id.get(spec.base)
     allowed = ("model",) if spec.kind == "lora" else ("model", "remote")
@@ -41,7 +55,7 @@ def _inherit(spec: ExpertSpec, by_id: Mapping[str, ExpertSpec]) -> ExpertSpec:
         )
     return spec.model_copy(
         update={
-            "engine": spec.engine or base.engine,
+            "engine": spec.engine or base.engine or own_engine_name(base.id),
             "params_b": base.params_b if spec.params_b is None else spec.params_b,
             "served_name": base.upstream_name if base.kind == "remote" else None,
         }

@@ -3,19 +3,19 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, model_validator
 
 Kind = Literal["model", "lora", "prompt", "remote", "null"]
 Capability = Literal["tools", "json", "vision", "logprobs", "n"]
 ExpertId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
 
-# What a kind must say of itself, and what has no meaning for it.
-_REQUIRED: dict[Kind, tuple[str, ...]] = {
-    "model": ("engine",),
-    "lora": ("base", "adapter"),
-    "prompt": ("base", "system_prompt"),
-    "remote": ("engine",),
-    "null": ("text",),
+# What a kind must say of itself (one field of each group), and what has no meaning for it.
+_REQUIRED: dict[Kind, tuple[tuple[str, ...], ...]] = {
+    "model": (("engine", "path"),),
+    "lora": (("base",), ("adapter",)),
+    "prompt": (("base",), ("system_prompt",)),
+    "remote": (("engine", "url", "provider"),),
+    "null": (("text",),),
 }
 _ONLY_FOR: dict[str, tuple[Kind, ...]] = {
     "base": ("lora", "prompt"),
@@ -23,7 +23,13 @@ _ONLY_FOR: dict[str, tuple[Kind, ...]] = {
     "system_prompt": ("prompt",),
     "text": ("null",),
     "served_name": ("remote", "prompt"),
+    "path": ("model",),
+    "url": ("remote",),
+    "provider": ("remote",),
+    "api_key_env": ("remote",),
 }
+# An engine of its own and a configured one exclude each other.
+_OWN_ENGINE = ("path", "url", "provider", "api_key_env")
 
 
 class ExpertSpec(BaseModel):
@@ -31,6 +37,11 @@ class ExpertSpec(BaseModel):
 
     `params_b` is in billions of parameters, prices are in USD per million tokens, `context_length`
     is in tokens. A prompt or adapter without an `engine` of its own is served by its base's.
+
+    Instead of naming a configured `engine`, a model may name the folder of its weights (`path`,
+    served by an embedded engine of its own), and a remote expert the `url` of an OpenAI-compatible
+    server, or a `provider` that LiteLLM knows (with `url` as its address where it needs one).
+    `api_key_env` names the environment variable that holds the key: the key itself is never stored.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,18 +60,27 @@ class ExpertSpec(BaseModel):
     system_prompt: str | None = Field(default=None, min_length=1, max_length=20_000)
     text: str | None = Field(default=None, min_length=1, max_length=20_000)
     served_name: str | None = Field(default=None, min_length=1, max_length=256)
+    path: Path | None = None
+    url: AnyHttpUrl | None = None
+    provider: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,255}$")
 
     @model_validator(mode="after")
     def _fields_fit_kind(self) -> "ExpertSpec":
-        for field in _REQUIRED[self.kind]:
-            if getattr(self, field) is None:
-                raise ValueError(f"an expert of kind '{self.kind}' needs '{field}'")
+        for fields in _REQUIRED[self.kind]:
+            if all(getattr(self, field) is None for field in fields):
+                wanted = " or ".join(f"'{field}'" for field in fields)
+                raise ValueError(f"an expert of kind '{self.kind}' needs {wanted}")
         for field, kinds in _ONLY_FOR.items():
             if getattr(self, field) is not None and self.kind not in kinds:
                 raise ValueError(f"'{field}' has no meaning for an expert of kind '{self.kind}'")
+        for field in _OWN_ENGINE:
+            if self.engine is not None and getattr(self, field) is not None:
+                raise ValueError(f"give either 'engine' or '{field}'")
         return self
 
     @property
     def upstream_name(self) -> str:
         """The model name under which the expert's engine serves it."""
-        return self.served_name or self.id
+        name = self.served_name or self.id
+        return name if self.provider is None else f"{self.provider}/{name}"

@@ -18,9 +18,11 @@ from gateway.asgi import (
     Send,
     header,
     read_body,
+    replayed,
     send_answer,
     send_json,
 )
+from gateway.auth import PRINCIPAL, Authenticator
 from gateway.errors import INTERNAL, HttpError, error_body, http_error, retry_after
 from gateway.guard import LoopbackGuard
 from gateway.health import Health
@@ -30,12 +32,16 @@ from gateway.requests import RouteRequest, parse_json, validate
 from gateway.views import decision_view
 
 Handler = Callable[[Scope, Receive, Send, str], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 NOT_FOUND = HttpError(404, "invalid_request_error", "not_found")
 WRONG_METHOD = HttpError(405, "invalid_request_error", "method_not_allowed")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _WATCHED = "/v1/"
 _ONE_MODEL = "/v1/models/"
+_ADMIN = "/admin/"
+_STREAMED_BODIES = ("/admin/v1/datasets", "/admin/v1/import")
+"""Paths whose handlers read large bodies piece by piece, within their own bounds."""
 
 
 class Gateway:
@@ -49,7 +55,11 @@ class Gateway:
         metrics: Metrics,
         limits: Limits,
         timeouts: Timeouts,
+        auth: Authenticator,
+        admin: Application,
     ) -> None:
+        self._auth = auth
+        self._admin = admin
         self._pipeline = pipeline
         self._health = health
         self._metrics = metrics
@@ -78,6 +88,7 @@ class Gateway:
         self._metrics.in_flight.set(self._in_flight)
         try:
             self._guard.check(scope)
+            scope[PRINCIPAL] = self._auth.check(scope)
             handler = self._find(scope)
             if self._in_flight > self._limits.max_in_flight and scope["path"].startswith(_WATCHED):
                 raise Overloaded(f"{self._limits.max_in_flight} requests are being served")
@@ -102,6 +113,8 @@ class Gateway:
 
     def _find(self, scope: Scope) -> Handler:
         path = scope["path"]
+        if path.startswith(_ADMIN):
+            return self._control
         methods = self._routes.get(_ONE_MODEL if path.startswith(_ONE_MODEL) else path)
         if methods is None:
             raise _Unrouted(NOT_FOUND, f"there is nothing at {scope['path'][:200]!r}", [])
@@ -132,6 +145,12 @@ class Gateway:
         if http.status in (408, 413):
             own.append((b"connection", b"close"))
         await send_answer(started, http.status, body, own)
+
+    async def _control(self, scope: Scope, receive: Receive, send: Send, current_id: str) -> None:
+        if scope["path"] not in _STREAMED_BODIES:
+            body = await read_body(scope, receive, self._limits, self._timeouts)
+            receive = replayed(body, receive)
+        await self._admin(scope, receive, send)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send, current_id: str) -> None:
         body = await read_body(scope, receive, self._limits, self._timeouts)

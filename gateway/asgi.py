@@ -67,6 +67,20 @@ async def read_body(scope: Scope, receive: Receive, limits: Limits, timeouts: Ti
     return _checked(bytes(parts), limits)
 
 
+def replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives a body which was read already, then what comes after it."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
 async def _receive(receive: Receive, timeouts: Timeouts) -> Message:
     try:
         async with asyncio.timeout(timeouts.body_s):

@@ -11,7 +11,9 @@ import uvicorn
 
 from composer.config import Config
 from composer.root import Parts, build
+from gateway.admin import create_admin
 from gateway.app import Gateway
+from gateway.auth import Authenticator
 from gateway.chat import ChatEndpoint
 from gateway.connection import BoundedProtocol
 from gateway.health import Health
@@ -76,6 +78,8 @@ def build_server(config: Config, parts: Parts) -> uvicorn.Server:
         metrics,
         config.limits,
         config.timeouts,
+        Authenticator(lambda: parts.keeper.view.snapshot.keys, required=config.keys_required),
+        create_admin(parts),
     )
     return _Server(
         uvicorn.Config(

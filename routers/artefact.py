@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from experts.errors import ArtefactError
 from experts.spec import ExpertSpec
 from routers.category import CategoryRouter
-from routers.mapping import Mapping
+from routers.mapping import Mapping as ExpertMapping
 from routers.two_step import Router, TwoStepRouter
 
 SCHEMA = 1
@@ -128,6 +128,11 @@ def save_artefact(
     return version
 
 
+def summary_of(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a training report that are worth keeping beside a version."""
+    return {key: value for key, value in report.items() if isinstance(value, int | float | str)}
+
+
 def _put_in_place(staging: Path, folder: Path) -> None:
     """Rename, with the former artefact set aside until the new one stands."""
     former = staging.with_name(f"{staging.name}-former")
@@ -166,7 +171,9 @@ def load_artefact(folder: Path) -> Artefact:
             min_probability=manifest.min_probability,
             min_similarity=manifest.min_similarity,
         ),
-        Mapping(manifest.categories, manifest.experts, arrays["by_category"], arrays["overall"]),
+        ExpertMapping(
+            manifest.categories, manifest.experts, arrays["by_category"], arrays["overall"]
+        ),
     )
     return Artefact(manifest, router, version)
 

@@ -13,6 +13,8 @@ DIRECT = "direct"
 """Stands for the category of a request that names its expert."""
 
 CacheState = Literal["hit", "miss", "off"]
+Interface = Literal["chat", "completions", "embeddings"]
+"""Which call of the OpenAI API an expert must speak."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class Needs:
     context_tokens: int = 0
     output_tokens: int | None = None
     capabilities: frozenset[Capability] = frozenset()
+    interface: Interface = "chat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +54,12 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class RouteQuery:
-    """A request as routing sees it."""
+    """A request as routing sees it. Requests of one `session` (empty: none) go to one expert."""
 
     text: str
     needs: Needs = field(default_factory=Needs)
     policy: Policy = field(default_factory=Policy)
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,10 @@ class Ranking:
 class Decision:
     """The result of routing one request. The tail of `experts` is the fallback chain.
 
-    `composition` and `version` are empty when the request named its expert.
+    `composition` and `version` are empty when the request named its expert. Of `route_ms`,
+    `queue_ms` was spent waiting for the encoder; a cache hit spared `saved_ms`, the time that its
+    scores took when they were made. `kept`: the first expert stands there because the session is
+    with it.
     """
 
     id: str
@@ -115,6 +122,9 @@ class Decision:
     cache: CacheState
     encoder: str
     route_ms: float
+    queue_ms: float = 0.0
+    saved_ms: float = 0.0
+    kept: bool = False
 
     @property
     def experts(self) -> tuple[RankedExpert, ...]:

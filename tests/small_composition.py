@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,14 @@ from composer.processes import Command
 from composer.redis_server import redis_command, socket_path
 from composer.root import build
 from composer.services import Service
-from composer.state import CompositionRecord, Endpoint, State
+from composer.state import (
+    CompositionVersion,
+    Endpoint,
+    ExpertRecord,
+    ExpertStatus,
+    LiveRecord,
+    State,
+)
 from experts.errors import StateUnavailable
 from experts.spec import ExpertSpec
 from gateway.server import build_server
@@ -90,11 +97,9 @@ async def small_gateway(
     version = write_artefact(folder / "artefact", cache_dir, quality)
     async with redis_service(folder) as (redis, url), State(url) as state:
         await state.migrate()
-        await state.put_experts(specs)
-        for endpoint in endpoints:
-            await state.put_endpoint(endpoint)
-        record = CompositionRecord(name="auto", version=version, artefact=str(folder / "artefact"))
-        await state.put_composition(record)
+        await put_ready(state, specs)
+        await state.endpoints.put({endpoint.engine: endpoint for endpoint in endpoints})
+        await make_live(state, version, folder / "artefact")
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
         listener.listen(128)
@@ -109,6 +114,19 @@ async def small_gateway(
             finally:
                 server.should_exit = True
                 await task
+
+
+async def put_ready(state: State, specs: Iterable[ExpertSpec]) -> None:
+    """Experts that were verified, as far as the gateway knows."""
+    specs = list(specs)
+    await state.experts.put({spec.id: ExpertRecord(spec=spec) for spec in specs})
+    await state.statuses.put({spec.id: ExpertStatus(state="ready") for spec in specs})
+
+
+async def make_live(state: State, version: str, artefact: Path) -> CompositionVersion:
+    record = CompositionVersion(name="auto", version=version, artefact=str(artefact))
+    await state.live.put({"auto": LiveRecord(current=record)})
+    return record
 
 
 def gateway_config(folder: Path, cache_dir: Path, **settings: object) -> Config:

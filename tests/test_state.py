@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from composer.declared import declare, goes_live
 from composer.processes import Command
 from composer.services import Service
 from composer.snapshots import SnapshotKeeper
-from composer.state import CompositionRecord, Endpoint, State
-from experts.errors import StateUnavailable
+from composer.state import CompositionVersion, Endpoint, ExpertRecord, State
+from experts.errors import Conflict, NotFound, StateUnavailable
 from experts.spec import ExpertSpec
 from routers.encoders import load_encoder
-from tests.small_composition import redis_service, write_artefact
+from tests.small_composition import make_live, put_ready, redis_service, write_artefact
 
 EXPERT = ExpertSpec(id="general", kind="model", engine="one", params_b=0.1)
 
@@ -52,32 +53,83 @@ async def test_snapshot_holds_what_was_written_and_every_write_raises_the_genera
 ) -> None:
     await state.migrate()
     before = await state.generation()
-    await state.put_experts([EXPERT])
-    await state.put_endpoint(Endpoint(engine="one", base_url="http://x", state="ready"))
-    record = CompositionRecord(name="auto", version="1", artefact="/a", quality_weight=0.5)
-    await state.put_composition(record)
+    await state.experts.put({"general": ExpertRecord(spec=EXPERT)})
+    await state.endpoints.put({"one": Endpoint(engine="one", base_url="http://x", state="ready")})
+    live = await make_live(state, "1", Path("/a"))
     snapshot = await state.snapshot()
     assert snapshot.experts == {"general": EXPERT}
     assert snapshot.endpoints["one"].state == "ready"
-    assert snapshot.compositions == {"auto": record}
+    assert snapshot.compositions == {"auto": live}
     assert snapshot.generation == before + 3
 
 
-async def test_experts_and_engines_that_are_not_retained_are_forgotten(state: State) -> None:
-    other = EXPERT.model_copy(update={"id": "other"})
-    await state.put_experts([EXPERT, other])
-    await state.put_endpoint(Endpoint(engine="old", base_url="http://x", state="ready"))
-    await state.put_composition(CompositionRecord(name="old", version="1", artefact="/a"))
-    await state.retain(["general"], ["one"], ["auto"])
+async def test_records_are_created_once_and_updated_only_when_there(state: State) -> None:
+    record = ExpertRecord(spec=EXPERT)
+    await state.experts.create("general", record)
+    with pytest.raises(Conflict, match="expert 'general' already"):
+        await state.experts.create("general", record)
+    with pytest.raises(NotFound, match="no expert 'other'"):
+        await state.experts.update("other", lambda known: known)
+
+
+async def test_concurrent_updates_of_one_record_are_all_kept(state: State) -> None:
+    await state.experts.put({"general": ExpertRecord(spec=EXPERT)})
+
+    async def count() -> None:
+        await state.experts.update(
+            "general",
+            lambda known: known.model_copy(update={"registered_at": known.registered_at + 1}),
+        )
+
+    await asyncio.gather(*(count() for _ in range(20)))
+    assert (await state.experts.get("general")).registered_at == 20
+
+
+async def test_schema_1_is_brought_forward(state: State) -> None:
+    redis = state.connection.redis
+    await redis.set("composer:schema", 1)
+    await redis.hset("composer:experts", "general", EXPERT.model_dump_json())
+    old = '{"name": "auto", "version": "7", "artefact": "/a", "quality_weight": 0.5}'
+    await redis.hset("composer:compositions", "auto", old)
+    await state.migrate()
     snapshot = await state.snapshot()
-    assert set(snapshot.experts) == {"general"}
-    assert snapshot.endpoints == {}
-    assert snapshot.compositions == {}
+    assert snapshot.records["general"].spec == EXPERT
+    assert snapshot.compositions["auto"].quality_weight == 0.5
+    assert (await state.versions.get("auto@7")).artefact == "/a"
+    assert int(await redis.get("composer:schema")) == 2
+
+
+async def test_configuration_replaces_its_own_experts_and_leaves_registered_ones(
+    state: State,
+) -> None:
+    def expert(name: str) -> ExpertSpec:
+        return EXPERT.model_copy(update={"id": name})
+
+    first = CompositionVersion(name="auto", version="1", artefact="/a")
+    await declare(state, [expert("one"), expert("two")], first)
+    mine = ExpertRecord(spec=expert("mine"), source="api")
+    await state.experts.create("mine", mine)
+    await declare(state, [expert("two")], first)
+    assert set((await state.snapshot()).experts) == {"two", "mine"}
+
+
+async def test_promoted_version_stays_live_when_the_configuration_is_declared_again(
+    state: State,
+) -> None:
+    configured = CompositionVersion(name="auto", version="1", artefact="/a")
+    trained = CompositionVersion(name="auto", version="2", artefact="/b", source="training")
+    await declare(state, [EXPERT], configured)
+    await declare(state, [EXPERT], configured.model_copy(update={"version": "3"}))
+    assert (await state.live.get("auto")).former == ("1",)
+    await state.live.update("auto", lambda live: goes_live(live, trained))
+    await declare(state, [EXPERT], configured)
+    live = await state.live.get("auto")
+    assert (live.current.version, live.former) == ("2", ("3", "1"))
 
 
 async def test_state_of_a_newer_schema_is_refused(state: State) -> None:
     await state.migrate()
-    await state._redis.set("composer:schema", 99)
+    await state.connection.redis.set("composer:schema", 99)
     with pytest.raises(StateUnavailable, match="upgrade Composer"):
         await state.migrate()
 
@@ -90,7 +142,7 @@ async def test_acknowledged_writes_are_there_when_the_server_was_killed(
         for round_number in range(5):
             for i in range(20):
                 spec = EXPERT.model_copy(update={"id": f"expert-{round_number}-{i}"})
-                await state.put_experts([spec])
+                await state.experts.create(spec.id, ExpertRecord(spec=spec))
             process = service._process
             assert process is not None
             process.kill()
@@ -126,12 +178,10 @@ async def test_composition_of_another_encoder_is_refused_and_the_live_one_goes_o
     manifest.write_text(manifest.read_text().replace("all-MiniLM", "another-MiniLM"))
     encoder = load_encoder("onnx", cache_dir, threads=1)
     async with redis_service(tmp_path) as (_, url), State(url) as state:
-        await state.put_experts([EXPERT])
-        await state.put_composition(CompositionRecord(name="auto", version="1", artefact=str(good)))
+        await put_ready(state, [EXPERT])
+        await make_live(state, "1", good)
         async with SnapshotKeeper(state, encoder) as keeper:
             assert keeper.view.compositions["auto"].record.version == "1"
-            await state.put_composition(
-                CompositionRecord(name="auto", version="2", artefact=str(bad))
-            )
+            await make_live(state, "2", bad)
             await keeper.refresh()
             assert keeper.view.compositions["auto"].record.version == "1"
