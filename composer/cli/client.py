@@ -1,17 +1,60 @@
 """A small HTTP client for the commands that talk to a running gateway."""
 
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import aiohttp
 import orjson
 
+from composer.cli.options import KEY_VARIABLE
 from experts.errors import ComposerError
 
 TIMEOUT = aiohttp.ClientTimeout(total=300, sock_connect=5)
 
+Body = bytes | AsyncIterator[bytes] | None
+
 
 class GatewayError(ComposerError):
-    """The gateway refused, or can't be reached."""
+    """The gateway refused, or can't be reached. `status` is None if it did not answer."""
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def auth_headers() -> dict[str, str]:
+    """The header that carries the key of the environment, if there is one."""
+    key = os.environ.get(KEY_VARIABLE)
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
+def call(
+    method: str,
+    url: str,
+    path: str,
+    *,
+    json: Any = None,
+    data: Body = None,
+    params: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+) -> Any:
+    """One request to the gateway at `url`, from a command that is not asynchronous itself.
+
+    Raises:
+        GatewayError: with the gateway's own words.
+    """
+
+    async def run() -> Any:
+        timeout = TIMEOUT if timeout_s is None else aiohttp.ClientTimeout(total=timeout_s)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            answer, _ = await request(
+                session, method, url.rstrip("/") + path, json=json, data=data, params=params
+            )
+            return answer
+
+    return asyncio.run(run())
 
 
 async def post(
@@ -22,20 +65,42 @@ async def post(
     Raises:
         GatewayError: with the gateway's own words.
     """
+    return await request(session, "POST", url, json=body)
+
+
+async def request(
+    session: aiohttp.ClientSession,
+    method: str,
+    url: str,
+    *,
+    json: Any = None,
+    data: Body = None,
+    params: Mapping[str, str] | None = None,
+) -> tuple[Any, dict[str, str]]:
+    """One request; returns the JSON answer (None if it is empty) and its headers (lower-case).
+
+    Raises:
+        GatewayError: with the gateway's own words.
+    """
+    headers = auth_headers()
+    if json is not None:
+        data = orjson.dumps(json)
+        headers["content-type"] = "application/json"
     try:
-        async with session.post(
-            url, data=orjson.dumps(body), headers={"content-type": "application/json"}
-        ) as reply:
+        async with session.request(method, url, data=data, params=params, headers=headers) as reply:
             raw = await reply.read()
-            headers = {key.lower(): value for key, value in reply.headers.items()}
+            found = {key.lower(): value for key, value in reply.headers.items()}
             status = reply.status
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise GatewayError(f"no answer from {url}: {type(error).__name__} {error}") from error
+    if not raw and status < 300:
+        return None, found
     try:
         answer = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise GatewayError(f"status {status} from {url}, and no JSON") from error
-    if status != 200:
-        message = answer.get("error", {}).get("message", "") if isinstance(answer, dict) else ""
-        raise GatewayError(f"status {status}: {message}")
-    return answer, headers
+        raise GatewayError(f"status {status} from {url}, and no JSON", status=status) from error
+    if status >= 300:
+        error_object = answer.get("error") if isinstance(answer, dict) else None
+        message = error_object.get("message", "") if isinstance(error_object, dict) else ""
+        raise GatewayError(f"status {status}: {message}", status=status)
+    return answer, found

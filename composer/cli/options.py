@@ -10,6 +10,8 @@ import click
 if TYPE_CHECKING:
     from composer.config import Config
 
+KEY_VARIABLE = "COMPOSER_API_KEY"
+
 
 def config_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--config FILE`."""
@@ -28,6 +30,18 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     function = click.option("--host", help="Address of the gateway.")(function)
     return config_option(function)
+
+
+def gateway_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--url`: the gateway that a command talks to. Its key is read from the environment alone, so
+    that it stands in no list of processes."""
+    return click.option(
+        "--url",
+        envvar="COMPOSER_URL",
+        default="http://127.0.0.1:8080",
+        show_default=True,
+        help=f"The gateway. Its key, if it wants one, is taken from {KEY_VARIABLE}.",
+    )(function)
 
 
 def load(config_file: Path | None, **flags: Any) -> "Config":

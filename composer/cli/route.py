@@ -1,23 +1,15 @@
 """`coe route`: where a prompt would go."""
 
-import asyncio
 import json
-from typing import Any
 
 import click
 
-from composer.cli.options import announce
+from composer.cli.options import announce, gateway_option
 
 
 @click.command("route")
 @click.argument("prompt")
-@click.option(
-    "--url",
-    envvar="COMPOSER_URL",
-    default="http://127.0.0.1:8080",
-    show_default=True,
-    help="The gateway.",
-)
+@gateway_option
 @click.option("--model", default="auto", show_default=True, help="Composition to route over.")
 @click.option("--explain", is_flag=True, help="Show every score and who was ruled out.")
 @click.option("--json", "as_json", is_flag=True, help="The decision as JSON.")
@@ -28,7 +20,10 @@ def command(prompt: str, url: str, model: str, explain: bool, as_json: bool) -> 
     Example:
       coe route "What is 47 + 385?" --explain
     """
-    decision = asyncio.run(_ask(prompt, url, model, explain))
+    from composer.cli.client import call
+
+    body = {"model": model, "prompt": prompt, "composer": {"explain": explain}}
+    decision = call("POST", url, "/v1/route", json=body)
     if as_json:
         announce(json.dumps(decision, indent=2))
         return
@@ -40,14 +35,3 @@ def command(prompt: str, url: str, model: str, explain: bool, as_json: bool) -> 
             announce(f"  {expert:<20} ruled out: {reason}")
         for category, probability in list(decision["probabilities"].items())[:5]:
             announce(f"  category {category:<20} {probability:.3f}")
-
-
-async def _ask(prompt: str, url: str, model: str, explain: bool) -> dict[str, Any]:
-    import aiohttp
-
-    from composer.cli.client import TIMEOUT, post
-
-    body = {"model": model, "prompt": prompt, "composer": {"explain": explain}}
-    async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
-        decision, _ = await post(session, f"{url.rstrip('/')}/v1/route", body)
-    return decision
