@@ -132,6 +132,8 @@ class UpstreamClient:
         if endpoint.api_key_env is not None:
             key = self._environ.get(endpoint.api_key_env, "")
             headers["authorization"] = f"Bearer {key}"
+        if endpoint.api_base is not None:
+            headers["x-composer-api-base"] = endpoint.api_base
         url = endpoint.base_url + path
         try:
             response = await self._session.post(

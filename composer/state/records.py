@@ -25,13 +25,18 @@ class Record(BaseModel):
 
 
 class Endpoint(Record):
-    """Where an engine listens, and whether it can be asked. `base_url` ends before `/v1`."""
+    """Where an engine listens, and whether it can be asked. `base_url` ends before `/v1`.
+
+    `api_base` is for the bridge to other providers: the provider's address, where it is not the
+    one that the bridge knows.
+    """
 
     engine: str
     base_url: str
     state: EndpointState
     reason: str = ""
     api_key_env: str | None = None
+    api_base: str | None = None
 
 
 class ExpertRecord(Record):
