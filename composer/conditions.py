@@ -63,6 +63,10 @@ class ConditionsTracker:
     def finished(self, expert: str) -> None:
         self._load[expert] -= 1
 
+    def in_flight(self) -> Mapping[str, int]:
+        """Requests that experts are answering now, of this process."""
+        return {expert: n for expert, n in self._load.items() if n}
+
     def answered(self, expert: str, first_token_ms: float) -> None:
         before = self._latency_ms.get(expert, first_token_ms)
         self._latency_ms[expert] = before + SMOOTHING * (first_token_ms - before)

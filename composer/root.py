@@ -13,6 +13,7 @@ from composer.score_cache import ScoreCache
 from composer.snapshots import SnapshotKeeper
 from composer.state import State
 from composer.upstream import UpstreamClient
+from composer.workers import Heartbeat
 from routers.encoders import load_encoder
 
 
@@ -51,6 +52,7 @@ async def build(config: Config, redis_url: str) -> AsyncIterator[Parts]:
         keeper = await stack.enter_async_context(
             SnapshotKeeper(state, encoder, on_change=conditions.follow)
         )
+        await stack.enter_async_context(Heartbeat(state, keeper, conditions))
         yield Parts(
             config=config,
             state=state,
