@@ -32,12 +32,21 @@ from experts.errors import (
 )
 from experts.null import null_answer, null_stream
 from experts.spec import ExpertSpec
-from routers.types import Decision
+from routers.types import Decision, Interface
 
 JSON = b"application/json"
 EVENTS = b"text/event-stream; charset=utf-8"
 MAX_HEAD_BYTES = 1 << 20
 """What may arrive of a stream before its first token."""
+
+PATHS: Mapping[Interface, str] = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "embeddings": "/v1/embeddings",
+}
+
+UNSERVED = "unsupported_interface"
+"""Code of a refusal by an engine that lacks the call of the API that was asked for."""
 
 Payload = Mapping[str, Any]
 Failed = tuple[tuple[str, str], ...]
@@ -148,7 +157,7 @@ class Dispatcher:
         self._clock = clock
 
     async def answer(
-        self, decision: Decision, path: str, payload: Payload, request_id: str
+        self, decision: Decision, interface: Interface, payload: Payload, request_id: str
     ) -> Answer:
         """Ask the decision's experts in turn.
 
@@ -165,10 +174,13 @@ class Dispatcher:
                 continue
             start = self._clock()
             try:
-                return await self._attempt(spec, path, payload, request_id, tuple(failed), start)
-            except UpstreamFailure as failure:
+                return await self._attempt(
+                    spec, interface, payload, request_id, tuple(failed), start
+                )
+            except UpstreamFailure as error:
+                failure = _said_plainly(error, interface)
                 if failure.kind == "refused" and not _another_may_fit(failure):
-                    raise _refusal(failure, tuple(failed)) from failure
+                    raise _refusal(failure, tuple(failed)) from error
                 if failure.engine_is_down:
                     self._conditions.failed(spec.id, failure.reason)
                 failed.append((spec.id, failure.reason))
@@ -178,7 +190,7 @@ class Dispatcher:
     async def _attempt(
         self,
         spec: ExpertSpec,
-        path: str,
+        interface: Interface,
         payload: Payload,
         request_id: str,
         failed: Failed,
@@ -186,14 +198,15 @@ class Dispatcher:
     ) -> Answer:
         streamed = payload.get("stream") is True
         if spec.kind == "null":
-            return self._canned(spec, payload, streamed, failed)
+            return self._canned(spec, interface, payload, failed)
         endpoint = self._keeper.view.snapshot.endpoints.get(spec.engine or "")
         if endpoint is None:
             raise UpstreamFailure("connection", "its engine is not running")
         self._conditions.started(spec.id)
         rest: Stream | None = None
         try:
-            reply = await self._client.send(endpoint, path, expert_body(spec, payload), request_id)
+            body = expert_body(spec, payload)
+            reply = await self._client.send(endpoint, PATHS[interface], body, request_id)
             try:
                 if streamed:
                     body, rest = await self._begin_stream(reply, spec)
@@ -209,13 +222,17 @@ class Dispatcher:
             self._conditions.answered(spec.id, (self._clock() - start) * 1000)
         return Answer(spec.id, failed, EVENTS if streamed else JSON, body, rest)
 
-    def _canned(self, spec: ExpertSpec, payload: Payload, streamed: bool, failed: Failed) -> Answer:
+    def _canned(
+        self, spec: ExpertSpec, interface: Interface, payload: Payload, failed: Failed
+    ) -> Answer:
+        streamed = payload.get("stream") is True
+        chat = interface == "chat"
         if streamed:
             options = payload.get("stream_options") or {}
             usage = bool(options.get("include_usage"))
-            body = b"".join(null_stream(spec, include_usage=usage))
+            body = b"".join(null_stream(spec, chat=chat, include_usage=usage))
         else:
-            body = null_answer(spec)
+            body = null_answer(spec, chat=chat)
         return Answer(spec.id, failed, EVENTS if streamed else JSON, body, None)
 
     async def _begin_stream(self, reply: Reply, spec: ExpertSpec) -> tuple[bytes, Stream]:
@@ -309,9 +326,21 @@ def _renamed_event(event: bytes, spec: ExpertSpec) -> bytes:
     return b"data: " + _renamed(event[6:], spec)
 
 
+def _said_plainly(failure: UpstreamFailure, interface: Interface) -> UpstreamFailure:
+    """An engine without the call that was asked for refuses the request: trying again won't help.
+
+    Every engine has chats, so there a path that is not found is a fault of the engine.
+    """
+    if interface == "chat" or failure.status not in (404, 405):
+        return failure
+    reason = f"its engine does not serve {PATHS[interface]}"
+    error = {"message": reason, "type": "invalid_request_error", "param": None, "code": UNSERVED}
+    return UpstreamFailure("refused", reason, status=400, body=orjson.dumps({"error": error}))
+
+
 def _another_may_fit(failure: UpstreamFailure) -> bool:
     """Whether a refusal speaks of this expert's limits rather than of the request."""
-    return error_code(failure.body) == "context_length_exceeded"
+    return error_code(failure.body) in ("context_length_exceeded", UNSERVED)
 
 
 def _refusal(failure: UpstreamFailure, failed: Failed) -> Exception:

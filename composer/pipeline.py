@@ -43,6 +43,11 @@ class Pipeline:
         self._clock = clock
 
     @property
+    def encoder(self) -> Encoder:
+        """What turns texts into vectors."""
+        return self._encoder
+
+    @property
     def view(self) -> View:
         """What requests are served from at this moment."""
         return self._keeper.view

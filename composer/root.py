@@ -25,6 +25,7 @@ class Parts:
     state: State
     keeper: SnapshotKeeper
     conditions: ConditionsTracker
+    batcher: MicroBatcher
     pipeline: Pipeline
     dispatcher: Dispatcher
 
@@ -58,6 +59,7 @@ async def build(config: Config, redis_url: str) -> AsyncIterator[Parts]:
             state=state,
             keeper=keeper,
             conditions=conditions,
+            batcher=batcher,
             pipeline=Pipeline(
                 keeper,
                 encoder,

@@ -2,10 +2,11 @@
 
 import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from composer.config import Limits, Timeouts
+from composer.dispatch import PATHS
 from composer.logs import get_logger, request_id
 from composer.pipeline import Pipeline
 from experts.errors import ComposerError, Overloaded
@@ -23,13 +24,15 @@ from gateway.asgi import (
     send_json,
 )
 from gateway.auth import PRINCIPAL, Authenticator
+from gateway.bodies import parse_json, validate
 from gateway.errors import INTERNAL, HttpError, error_body, http_error, retry_after
 from gateway.guard import LoopbackGuard
 from gateway.health import Health
 from gateway.metrics import Metrics
 from gateway.models import find_model, list_models
-from gateway.requests import RouteRequest, parse_json, validate
+from gateway.requests import RouteRequest, session_of
 from gateway.views import decision_view
+from routers.types import Interface
 
 Handler = Callable[[Scope, Receive, Send, str], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -49,7 +52,7 @@ class Gateway:
 
     def __init__(
         self,
-        chat: Handler,
+        interfaces: Mapping[Interface, Handler],
         pipeline: Pipeline,
         health: Health,
         metrics: Metrics,
@@ -69,7 +72,7 @@ class Gateway:
         self._in_flight = 0
         self._log = get_logger("gateway")
         self._routes: dict[str, dict[str, Handler]] = {
-            "/v1/chat/completions": {"POST": chat},
+            **{PATHS[interface]: {"POST": handler} for interface, handler in interfaces.items()},
             "/v1/route": {"POST": self._route},
             "/v1/models": {"GET": self._models},
             _ONE_MODEL: {"GET": self._model},
@@ -118,12 +121,14 @@ class Gateway:
         methods = self._routes.get(_ONE_MODEL if path.startswith(_ONE_MODEL) else path)
         if methods is None:
             raise _Unrouted(NOT_FOUND, f"there is nothing at {scope['path'][:200]!r}", [])
-        handler = methods.get(scope["method"])
+        method = scope["method"]
+        # The server sends the head alone of what answers a HEAD request.
+        handler = methods.get("GET" if method == "HEAD" else method)
         if handler is None:
             allowed = ", ".join(methods)
             raise _Unrouted(
                 WRONG_METHOD,
-                f"{scope['path']} takes {allowed}",
+                f"{path} takes {allowed}",
                 [(b"allow", allowed.encode())],
             )
         return handler
@@ -155,16 +160,20 @@ class Gateway:
     async def _route(self, scope: Scope, receive: Receive, send: Send, current_id: str) -> None:
         body = await read_body(scope, receive, self._limits, self._timeouts)
         request = validate(RouteRequest, parse_json(body))
-        decision = await self._pipeline.decide(request.model, request.query())
+        decision = await self._pipeline.decide(
+            request.model, request.query(session_of(scope, request.composer))
+        )
         view = decision_view(decision, explain=request.explain)
         await send_json(send, view, [(b"x-request-id", current_id.encode())])
 
     async def _models(self, scope: Scope, receive: Receive, send: Send, current_id: str) -> None:
-        models = list_models(self._pipeline.view)
+        models = list_models(self._pipeline.view, self._pipeline.encoder)
         await send_json(send, models, [(b"x-request-id", current_id.encode())])
 
     async def _model(self, scope: Scope, receive: Receive, send: Send, current_id: str) -> None:
-        entry = find_model(self._pipeline.view, scope["path"].removeprefix(_ONE_MODEL))
+        entry = find_model(
+            self._pipeline.view, self._pipeline.encoder, scope["path"].removeprefix(_ONE_MODEL)
+        )
         await send_json(send, entry, [(b"x-request-id", current_id.encode())])
 
     async def _live(self, scope: Scope, receive: Receive, send: Send, current_id: str) -> None:

@@ -1,25 +1,29 @@
 """Requests of the data plane: validated, bounded, and turned into a `RouteQuery`."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
-import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from experts.errors import InvalidRequest
 from experts.spec import Capability, ExpertId
+from gateway.asgi import Scope, header
+from gateway.auth import PRINCIPAL
 from routers.conversation import routing_text
-from routers.types import Needs, Policy, RouteQuery
+from routers.types import Interface, Needs, Policy, RouteQuery
 
 _NO_LIMITS = Policy()
 MAX_MESSAGES = 4096
 MAX_TEXT = 4 << 20
-MAX_FIELDS = 128
+MAX_INPUTS = 2048
+MAX_TOKENS = 2**31 - 1
+MAX_SESSION = 128
+SESSION_HEADER = "x-composer-session"
 CHARS_PER_TOKEN = 6
 """More characters per token than ordinary text has: the length in tokens is a lower bound, so no
 expert is ruled out by a guess. The engine has the last word."""
 
-R = TypeVar("R", bound=BaseModel)
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 
 
@@ -48,6 +52,7 @@ class Message(_Body):
         return self.content or ""
 
 
+Session = Annotated[str, Field(min_length=1, max_length=MAX_SESSION)]
 ExpertIds = Annotated[list[ExpertId], Field(min_length=1, max_length=1024, fail_fast=True)]
 
 
@@ -61,6 +66,7 @@ class ComposerOptions(BaseModel):
     max_latency_ms: float | None = Field(default=None, gt=0)
     quality_weight: float | None = Field(default=None, ge=0, le=1)
     experts: ExpertIds | None = None
+    session: Session | None = None
     explain: bool = False
 
 
@@ -73,39 +79,57 @@ class ResponseFormat(_Body):
 
 
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+Texts = Annotated[list[Text], Field(min_length=1, max_length=128, fail_fast=True)]
+NonEmptyText = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+NonEmptyTexts = Annotated[
+    list[NonEmptyText], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)
+]
 Stops = Annotated[list[Text], Field(max_length=16, fail_fast=True)]
 Objects = Annotated[list[dict[str, Any]], Field(max_length=1024, fail_fast=True)]
 
 
-class ChatRequest(_Body):
-    """`POST /v1/chat/completions`. Ranges are those of the OpenAI API."""
+class RelayedRequest(_Body, ABC):
+    """What the requests of all interfaces have in common."""
+
+    interface: ClassVar[Interface]
 
     model: str = Field(default="auto", min_length=1, max_length=256)
-    messages: Messages
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, ge=0, le=1)
-    n: int | None = Field(default=None, ge=1, le=128)
-    stop: Text | Stops | None = None
-    seed: int | None = None
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    logprobs: bool | None = None
-    tools: Objects | None = None
-    functions: Objects | None = None
-    response_format: ResponseFormat | None = None
     composer: ComposerOptions | None = None
 
     @property
     def explain(self) -> bool:
         return self.composer is not None and self.composer.explain
 
-    def query(self) -> RouteQuery:
-        """What routing sees: the last thing the user said, the needs, the policy.
+    @abstractmethod
+    def query(self, session: str = "") -> RouteQuery:
+        """What routing sees.
 
+        Raises:
+            InvalidRequest: fields that contradict each other.
+        """
+
+    def outgoing(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """The body for the expert: our own field is not its business."""
+        payload.pop("composer", None)
+        return payload
+
+
+class _Generation(RelayedRequest):
+    """What chats and plain completions have in common. Ranges are those of the OpenAI API."""
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    n: int | None = Field(default=None, ge=1, le=128)
+    stop: Text | Stops | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+
+    def _check(self) -> None:
+        """
         Raises:
             InvalidRequest: fields that contradict each other.
         """
@@ -113,6 +137,27 @@ class ChatRequest(_Body):
             raise InvalidRequest(
                 "'stream_options' is only allowed when 'stream' is true", param="stream_options"
             )
+
+
+class ChatRequest(_Generation):
+    """`POST /v1/chat/completions`."""
+
+    interface: ClassVar[Interface] = "chat"
+
+    messages: Messages
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    logprobs: bool | None = None
+    tools: Objects | None = None
+    functions: Objects | None = None
+    response_format: ResponseFormat | None = None
+
+    def query(self, session: str = "") -> RouteQuery:
+        """What routing sees: the last thing the user said, the needs, the policy.
+
+        Raises:
+            InvalidRequest: fields that contradict each other.
+        """
+        self._check()
         return RouteQuery(
             text=text_of(self.messages),
             needs=needs(
@@ -121,6 +166,7 @@ class ChatRequest(_Body):
                 *self._capabilities(),
             ),
             policy=policy(self.composer),
+            session=session,
         )
 
     def _capabilities(self) -> Iterator[Capability]:
@@ -132,6 +178,76 @@ class ChatRequest(_Body):
             yield "logprobs"
         if self.n is not None and self.n > 1:
             yield "n"
+
+
+class CompletionRequest(_Generation):
+    """`POST /v1/completions`. Prompts are text: the experts' tokens differ."""
+
+    interface: ClassVar[Interface] = "completions"
+
+    prompt: Text | Texts
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+    best_of: int | None = Field(default=None, ge=1, le=128)
+
+    @property
+    def prompts(self) -> list[str]:
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+    def query(self, session: str = "") -> RouteQuery:
+        """What routing sees: the prompts, the needs, the policy.
+
+        Raises:
+            InvalidRequest: fields that contradict each other.
+        """
+        self._check()
+        return RouteQuery(
+            text="\n".join(self.prompts),
+            needs=Needs(
+                context_tokens=max(map(len, self.prompts)) // CHARS_PER_TOKEN,
+                output_tokens=self.max_tokens,
+                capabilities=frozenset(self._capabilities()),
+                interface="completions",
+                prompts=len(self.prompts),
+            ),
+            policy=policy(self.composer),
+            session=session,
+        )
+
+    def outgoing(self, payload: dict[str, Any]) -> dict[str, Any]:
+        """A list of one prompt becomes that prompt: not every engine takes lists."""
+        if len(self.prompts) == 1:
+            payload["prompt"] = self.prompts[0]
+        return super().outgoing(payload)
+
+    def _capabilities(self) -> Iterator[Capability]:
+        if self.logprobs is not None:
+            yield "logprobs"
+        if max(self.n or 1, self.best_of or 1) > 1:
+            yield "n"
+
+
+class EmbeddingsRequest(RelayedRequest):
+    """`POST /v1/embeddings`. Inputs are text: the encoders' tokens differ."""
+
+    interface: ClassVar[Interface] = "embeddings"
+
+    input: NonEmptyText | NonEmptyTexts
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    stream: Literal[False] | None = None
+
+    @property
+    def inputs(self) -> list[str]:
+        return [self.input] if isinstance(self.input, str) else self.input
+
+    def query(self, session: str = "") -> RouteQuery:
+        """What an expert that is named for embeddings is checked for."""
+        longest = max(map(len, self.inputs))
+        return RouteQuery(
+            text="",
+            needs=Needs(context_tokens=longest // CHARS_PER_TOKEN, interface="embeddings"),
+            policy=policy(self.composer),
+        )
 
 
 class RouteRequest(BaseModel):
@@ -148,7 +264,7 @@ class RouteRequest(BaseModel):
     def explain(self) -> bool:
         return self.composer is not None and self.composer.explain
 
-    def query(self) -> RouteQuery:
+    def query(self, session: str = "") -> RouteQuery:
         """
         Raises:
             InvalidRequest: not exactly one of `prompt` and `messages` is given.
@@ -157,7 +273,10 @@ class RouteRequest(BaseModel):
             raise InvalidRequest("give either 'prompt' or 'messages'", param="prompt")
         messages = self.messages or [Message(role="user", content=self.prompt)]
         return RouteQuery(
-            text=text_of(messages), needs=needs(messages), policy=policy(self.composer)
+            text=text_of(messages),
+            needs=needs(messages),
+            policy=policy(self.composer),
+            session=session,
         )
 
 
@@ -193,44 +312,22 @@ def policy(options: ComposerOptions | None) -> Policy:
     )
 
 
-def parse_json(body: bytes) -> dict[str, Any]:
-    """
+def session_of(scope: Scope, options: ComposerOptions | None) -> str:
+    """The session that a request names, in its body or else in a header; one key's sessions are
+    not another's. Empty: none.
+
     Raises:
-        InvalidRequest: not UTF-8, not JSON, or not an object.
+        InvalidRequest: the header is too long, or not printable ASCII.
     """
-    try:
-        data = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the request body is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise InvalidRequest("the request body must be a JSON object")
-    return data
-
-
-def validate(model: type[R], data: dict[str, Any]) -> R:
-    """
-    Raises:
-        InvalidRequest: the first field that is wrong, and how.
-    """
-    _bound_fields(data)
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in problem["loc"] if not _is_type_name(part))
-        message = problem["msg"][:1].lower() + problem["msg"][1:]
-        raise InvalidRequest(f"'{field}': {message}", param=field) from error
-
-
-def _bound_fields(data: dict[str, Any]) -> None:
-    """Every field beyond the known ones would cost an error object each."""
-    for name, value in (("the request", data), ("'composer'", data.get("composer"))):
-        if isinstance(value, dict) and len(value) > MAX_FIELDS:
-            raise InvalidRequest(f"{name} has more than {MAX_FIELDS} fields")
-
-
-def _is_type_name(part: str | int) -> bool:
-    """Pydantic names the branch of a union in the path of an error; a client doesn't care."""
-    return isinstance(part, str) and (
-        part == "str" or part.startswith(("constrained-str", "list["))
-    )
+    name = options.session if options is not None else None
+    if name is None:
+        value = header(scope, SESSION_HEADER.encode())
+        if value is None:
+            return ""
+        name = value.decode("latin-1")
+        if not 0 < len(name) <= MAX_SESSION or not (name.isascii() and name.isprintable()):
+            raise InvalidRequest(
+                f"the header {SESSION_HEADER} takes 1 to {MAX_SESSION} printable characters",
+                param=SESSION_HEADER,
+            )
+    return f"{scope[PRINCIPAL].key}\0{name}"

@@ -14,10 +14,12 @@ from composer.root import Parts, build
 from gateway.admin import create_admin
 from gateway.app import Gateway
 from gateway.auth import Authenticator
-from gateway.chat import ChatEndpoint
 from gateway.connection import BoundedProtocol
+from gateway.embeddings import EmbeddingsEndpoint
 from gateway.health import Health
 from gateway.metrics import Metrics
+from gateway.relay import RelayEndpoint
+from gateway.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 
 KEEP_ALIVE_S = 75
 LAST_WORDS_S = 1.0
@@ -63,16 +65,13 @@ def _settle_garbage_collector() -> None:
 def build_server(config: Config, parts: Parts) -> uvicorn.Server:
     """The ASGI application on uvicorn, ready to serve."""
     metrics = Metrics()
-    chat = ChatEndpoint(
-        parts.pipeline,
-        parts.dispatcher,
-        metrics,
-        config.limits,
-        config.timeouts,
-        log_requests=config.log.requests,
-    )
+    relays = {
+        kind.interface: RelayEndpoint(kind, parts.pipeline, parts.dispatcher, metrics, config)
+        for kind in (ChatRequest, CompletionRequest, EmbeddingsRequest)
+    }
+    own = EmbeddingsEndpoint(parts.pipeline, parts.batcher, relays["embeddings"], config)
     app = Gateway(
-        chat,
+        {**relays, "embeddings": own},
         parts.pipeline,
         Health(parts.keeper, parts.conditions),
         metrics,

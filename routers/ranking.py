@@ -97,7 +97,7 @@ def why_not(spec: ExpertSpec, needs: Needs, policy: Policy, conditions: Conditio
     if policy.experts is not None and spec.id not in policy.experts:
         return "not among the experts that the request allows"
     if spec.kind == "null":
-        return None
+        return "a canned text makes no embeddings" if needs.interface == "embeddings" else None
     return (
         _unmet_need(spec, needs)
         or (None if policy.is_free else _over_limit(spec, needs, policy, conditions))
@@ -113,6 +113,12 @@ def _unmet_need(spec: ExpertSpec, needs: Needs) -> str | None:
         )
     if needs.capabilities and not needs.capabilities <= spec.capabilities:
         return f"it lacks: {', '.join(sorted(needs.capabilities - spec.capabilities))}"
+    if needs.interface == "chat":
+        return None
+    if spec.kind == "prompt":
+        return f"a request for {needs.interface} has no place for its system prompt"
+    if needs.prompts > 1 and "n" not in spec.capabilities:
+        return "it takes one prompt a request"
     return None
 
 

@@ -22,13 +22,15 @@ class Needs:
     """What an expert must be able to do to answer the request at all.
 
     `context_tokens` is a lower bound on the prompt's length in tokens; `output_tokens` is what
-    the request allows for the answer (None: the engine's default).
+    the request allows for the answer (None: the engine's default). A plain completion may ask for
+    several `prompts` at once.
     """
 
     context_tokens: int = 0
     output_tokens: int | None = None
     capabilities: frozenset[Capability] = frozenset()
     interface: Interface = "chat"
+    prompts: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,44 @@ class FaultyServer:
             }
         )
 
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.requests.append((body, request.headers.get("authorization")))
+        if body["model"] == "chat-only":
+            return self.error(404, "Not Found")
+        base = {"id": "c", "object": "text_completion", "created": 0, "model": body["model"]}
+        if not body.get("stream"):
+            prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
+            choices = [
+                {
+                    "index": i,
+                    "text": f"{prompt} and so on",
+                    "logprobs": None,
+                    "finish_reason": "stop",
+                }
+                for i, prompt in enumerate(prompts)
+            ]
+            return web.json_response({**base, "choices": choices})
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for text, finish in (("and ", None), ("so on", "stop")):
+            choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
+            event = json.dumps({**base, "choices": [choice]}).encode()
+            await response.write(b"data: " + event + b"\n\n")
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async def embeddings(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.requests.append((body, request.headers.get("authorization")))
+        if body["model"] == "chat-only":
+            return self.error(404, "Not Found")
+        data = [{"object": "embedding", "index": 0, "embedding": [0.0, 1.0]}]
+        usage = {"prompt_tokens": 1, "total_tokens": 1}
+        return web.json_response(
+            {"object": "list", "data": data, "model": body["model"], "usage": usage}
+        )
+
     async def stream(self, request: web.Request, model: str) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
@@ -140,6 +178,8 @@ async def faulty_server() -> AsyncIterator[FaultyServer]:
     server = FaultyServer()
     app = web.Application()
     app.router.add_post("/v1/chat/completions", server.chat)
+    app.router.add_post("/v1/completions", server.completions)
+    app.router.add_post("/v1/embeddings", server.embeddings)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

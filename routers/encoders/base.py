@@ -20,3 +20,6 @@ class Encoder(Protocol):
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors (n, d) of n texts, every row of length 1; no texts give (0, d)."""
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text that `encode` reads."""

@@ -32,6 +32,10 @@ class SentenceEncoder:
             vectors[rows] = self.forward(*padded([sequences[row] for row in rows]))
         return vectors
 
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text that `encode` reads."""
+        return [len(sequence) for sequence in self.tokenizer.ids(texts)]
+
 
 def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Row numbers in groups of similar length, so that a long text makes no short one long.

@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: decide, dispatch, relay, record."""
+"""Requests that an expert answers: decide, dispatch, relay, record."""
 
 import asyncio
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from composer import sse
-from composer.config import Limits, Timeouts
+from composer.config import Config
 from composer.dispatch import Answer, Dispatcher, Failed, NobodyAnswered, RequestRefused
 from composer.logs import get_logger
 from composer.outcome import Outcome, OutcomeSink, Status
@@ -22,45 +22,62 @@ from gateway.asgi import (
     read_body,
     send_answer,
 )
+from gateway.auth import PRINCIPAL
+from gateway.bodies import parse_json, validate
 from gateway.errors import http_error
-from gateway.requests import ChatRequest, parse_json, validate
+from gateway.hangup import Hangup
+from gateway.requests import RelayedRequest, session_of
 from routers.explain import reason_of
-from routers.types import Decision
-
-PATH = "/v1/chat/completions"
+from routers.types import Decision, Interface, RouteQuery
 
 
-class ChatEndpoint:
-    """Serves one request after another; keeps nothing of them."""
+class RelayEndpoint:
+    """Serves the requests of one interface, one after another; keeps nothing of them."""
 
     def __init__(
         self,
+        kind: type[RelayedRequest],
         pipeline: Pipeline,
         dispatcher: Dispatcher,
         sink: OutcomeSink,
-        limits: Limits,
-        timeouts: Timeouts,
-        log_requests: bool,
+        config: Config,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self._kind = kind
         self._pipeline = pipeline
         self._dispatcher = dispatcher
         self._sink = sink
-        self._limits = limits
-        self._timeouts = timeouts
-        self._log_requests = log_requests
+        self._limits = config.limits
+        self._timeouts = config.timeouts
+        self._log_requests = config.log.requests
+        self._store_prompts = config.stats.store_prompts
         self._clock = clock
-        self._log = get_logger("chat")
+        self._log = get_logger(kind.interface)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         start = self._clock()
         body = await read_body(scope, receive, self._limits, self._timeouts)
         payload = parse_json(body)
-        request = validate(ChatRequest, payload)
-        payload.pop("composer", None)
-        async with _Hangup(receive) as hangup:
-            decision = await self._pipeline.decide(request.model, request.query())
-            exchange = _Exchange(self, decision, request_id, start)
+        request = validate(self._kind, payload)
+        await self.relay(request, payload, scope, receive, send, request_id, start)
+
+    async def relay(
+        self,
+        request: RelayedRequest,
+        payload: dict[str, Any],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        request_id: str,
+        start: float,
+    ) -> None:
+        """Have an expert answer `request`, which was read from `payload`."""
+        query = request.query(session_of(scope, request.composer))
+        payload = request.outgoing(payload)
+        key = scope[PRINCIPAL].key
+        async with Hangup(receive) as hangup:
+            decision = await self._pipeline.decide(request.model, query)
+            exchange = _Exchange(self, query, decision, key, request_id, start)
             try:
                 await exchange.run(payload, send, explain=request.explain)
             except asyncio.CancelledError as cancelled:
@@ -75,66 +92,38 @@ class ChatEndpoint:
             raise ClientGone
 
 
-WATCH_AFTER_S = 0.02
-"""Requests that are answered sooner are spared the task that watches for a hang-up."""
-
-
-class _Hangup:
-    """Cancels the request's task when its client goes, so that the engine stops working for it."""
-
-    def __init__(self, receive: Receive) -> None:
-        self.happened = False
-        self._receive = receive
-        self._task: asyncio.Task[Any] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._watcher: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> "_Hangup":
-        self._task = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._start)
-        return self
-
-    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.wait((self._watcher,))
-        if self.happened and isinstance(error, asyncio.CancelledError) and self._task is not None:
-            return self._task.uncancel() == 0
-        return False
-
-    def _start(self) -> None:
-        self._watcher = asyncio.create_task(self._watch())
-
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.happened = True
-        if self._task is not None:
-            self._task.cancel()
-
-
 class _Exchange:
     """One request from its decision to its end."""
 
     def __init__(
-        self, endpoint: ChatEndpoint, decision: Decision, request_id: str, start: float
+        self,
+        endpoint: RelayEndpoint,
+        query: RouteQuery,
+        decision: Decision,
+        key: str,
+        request_id: str,
+        start: float,
     ) -> None:
         self._endpoint = endpoint
+        self._query = query
         self._decision = decision
+        self._key = key
         self._request_id = request_id
         self._start = start
         self._answer: Answer | None = None
         self._failed: Failed = ()
         self._first_token_ms: float | None = None
 
+    @property
+    def _interface(self) -> Interface:
+        return self._query.needs.interface
+
     async def run(self, payload: dict[str, Any], send: Send, *, explain: bool) -> None:
         endpoint = self._endpoint
         try:
             async with asyncio.timeout(endpoint._timeouts.request_s):
                 self._answer = await endpoint._dispatcher.answer(
-                    self._decision, PATH, payload, self._request_id
+                    self._decision, self._interface, payload, self._request_id
                 )
         except TimeoutError as error:
             self.record("error", 504, error="deadline exceeded")
@@ -212,6 +201,9 @@ class _Exchange:
             total_ms=self._elapsed_ms(),
             streamed=answer is not None and answer.rest is not None,
             error=error,
+            interface=self._interface,
+            key=self._key,
+            prompt=self._query.text if self._endpoint._store_prompts else "",
         )
         self._endpoint._sink.record(self._decision, outcome)
         if self._endpoint._log_requests or status != "ok":
