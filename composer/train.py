@@ -1,33 +1,41 @@
-"""Training a composition's router from files: the same function for `coe train` and set-up."""
+"""Training a composition's router from files: the same function for `coe train`, for training jobs
+and for set-up."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from composer.score_cache import normalise
 from experts.errors import DataError
 from experts.spec import ExpertSpec
 from routers.dataset import MAX_REPORTED, TaskData, read_task_data
 from routers.encoders.base import Encoder
-from routers.two_step import Router
+from routers.two_step import Router, TwoStepRouter
 from routers.types import GENERAL
 
 if TYPE_CHECKING:
+    from routers.artefact import Artefact
+    from routers.mapping import Mapping as ExpertMapping
     from routers.training import TrainingReport
 
 ENCODE_BATCH = 64
+EMBEDDED_SHARE = 0.8
+"""Share of the work that is done when all prompts are embedded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """`version` is the hash of the artefact's content, `folder` where it stands."""
+    """`version` is the hash of the artefact's content, `folder` where it stands; `figures` is the
+    report as the artefact keeps it."""
 
     folder: Path
     version: str
     report: "TrainingReport"
+    figures: dict[str, Any]
     notes: tuple[str, ...]
     router: Router
 
@@ -39,10 +47,14 @@ def train_artefact(
     out: Path,
     name: str,
     progress: Callable[[str], None],
+    *,
+    base: "Artefact | None" = None,
+    on_share: Callable[[float], None] = lambda share: None,
 ) -> Trained:
     """Read, embed, fit, evaluate, save.
 
-    With `specs`, outcomes of experts that are not among them are left out, and said so.
+    With `specs`, outcomes of experts that are not among them are left out, and said so. Data with
+    categories alone keeps the mapping of `base`. `on_share` hears what share of the work is done.
 
     Raises:
         DataError: the data can't be used; see `read_task_data` and `train_two_step`.
@@ -54,28 +66,44 @@ def train_artefact(
     progress(f"reading {len(files)} files")
     data = read_task_data(files)
     notes = [f"left out: {line}" for line in data.bad_lines[:MAX_REPORTED]]
-    if len(data.bad_lines) > MAX_REPORTED:
-        notes.append(f"left out: {len(data.bad_lines) - MAX_REPORTED} more bad lines")
+    if data.n_bad > MAX_REPORTED:
+        notes.append(f"left out: {data.n_bad - MAX_REPORTED} more bad lines")
     if specs:
         data, dropped = _only_known(data, specs)
         notes += dropped
+    kept: ExpertMapping | None = None
+    figures: dict[str, Any] = {}
+    if len(data.preferences):
+        data, figures["preferences"], told = _learn_preferences(data)
+        notes += told
+    elif not data.experts:
+        from routers.kept_mapping import with_kept_scores
+
+        kept = _mapping_of(base)
+        data = with_kept_scores(data, kept)
     progress(f"embedding {len(data.texts)} prompts")
-    embeddings = np.concatenate(
-        [
-            encoder.encode([normalise(t) for t in data.texts[start : start + ENCODE_BATCH]])
-            for start in range(0, len(data.texts), ENCODE_BATCH)
-        ]
-    )
+    embeddings = _embed(encoder, data.texts, lambda share: on_share(share * EMBEDDED_SHARE))
     router, report = train_two_step(data, embeddings, progress=progress)
+    on_share(0.98)
+    if kept is not None:
+        from routers.kept_mapping import keep_mapping
+
+        router, told = keep_mapping(router, kept)
+        notes += told
+    known = dict(specs)
+    if not known and base is not None:
+        known = {spec.id: spec for spec in base.manifest.specs}
+    figures = {**report.to_dict(), **figures}
     version = save_artefact(
         out,
         router,
         name=name,
         encoder=encoder.id,
-        specs=[_portable(specs[expert]) for expert in data.experts if expert in specs],
-        report=report.to_dict(),
+        specs=[_portable(known[expert]) for expert in data.experts if expert in known],
+        report=figures,
     )
-    return Trained(out, version, report, (*notes, *report.warnings), router)
+    on_share(1.0)
+    return Trained(out, version, report, figures, (*notes, *report.warnings), router)
 
 
 def count_unsure(router: Router, encoder: Encoder, files: Sequence[Path]) -> tuple[int, int]:
@@ -91,21 +119,59 @@ def count_unsure(router: Router, encoder: Encoder, files: Sequence[Path]) -> tup
     return unsure, len(data.texts)
 
 
+def _embed(
+    encoder: Encoder, texts: Sequence[str], on_share: Callable[[float], None]
+) -> NDArray[np.float32]:
+    batches = []
+    for start in range(0, len(texts), ENCODE_BATCH):
+        batches.append(encoder.encode([normalise(t) for t in texts[start : start + ENCODE_BATCH]]))
+        on_share(min(1.0, (start + ENCODE_BATCH) / len(texts)))
+    return np.concatenate(batches)
+
+
+def _learn_preferences(data: TaskData) -> tuple[TaskData, dict[str, Any], list[str]]:
+    from routers.preferences import infer_scores
+
+    graded = bool(data.experts)
+    data, report = infer_scores(data)
+    right = "" if report.accuracy is None else f", {report.accuracy:.3f} of held-out ones foreseen"
+    notes = [f"strengths of {len(data.preferences.experts)} experts from {report.n} preferences"]
+    notes[0] += right
+    if graded and not report.anchored:
+        notes.append(
+            "no compared expert has graded outcomes: win rates stand beside scores as they are"
+        )
+    return data, report.to_dict(), notes
+
+
+def _mapping_of(base: "Artefact | None") -> "ExpertMapping":
+    if base is None or not isinstance(base.router, TwoStepRouter):
+        raise DataError(
+            "the data has categories and no outcomes, and there is no version whose scores of the "
+            "experts could be kept: add lines with 'expert' and 'score', or 'winner' and 'loser'",
+            param="data",
+        )
+    return base.router.mapping
+
+
 def _only_known(data: TaskData, specs: Mapping[str, ExpertSpec]) -> tuple[TaskData, list[str]]:
+    found = {*data.experts, *data.preferences.experts}
     keep = [j for j, expert in enumerate(data.experts) if expert in specs]
+    preferences = data.preferences.among(specs)
+    part = {*(data.experts[j] for j in keep), *preferences.experts}
     notes = [
         f"outcomes of '{expert}' are left out: it is not among the experts"
-        for expert in data.experts
-        if expert not in specs
+        for expert in sorted(found - specs.keys())
     ] + [
         f"expert '{expert}' has no outcomes: it takes no part in this composition"
         for expert in specs
-        if expert not in data.experts
+        if found and expert not in part
     ]
-    if not keep:
+    if found and not part:
         raise DataError("none of the composition's experts has outcomes in the data")
     experts = tuple(data.experts[j] for j in keep)
-    return replace(data, experts=experts, scores=data.scores[:, keep]), notes
+    scores = data.scores[:, keep]
+    return replace(data, experts=experts, scores=scores, preferences=preferences), notes
 
 
 def _portable(spec: ExpertSpec) -> ExpertSpec:

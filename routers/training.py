@@ -117,14 +117,14 @@ def train_two_step(
         fit_mapping(data.scores, data.categories, names, data.experts),
     )
     progress("evaluation: out-of-fold routing")
-    if (~np.isnan(data.scores[labelled]).any(axis=1)).sum() < MIN_COMPLETE:
+    if (~np.isnan(data.graded[labelled]).any(axis=1)).sum() < MIN_COMPLETE:
         warnings.append(
             f"no routed score: fewer than {MIN_COMPLETE} prompts were scored on every expert"
         )
     accepted = (probabilities.max(axis=1) >= threshold.value) & (oof.similarity >= min_similarity)
     report = TrainingReport(
         n_prompts=len(data.ids),
-        n_scored=int((~np.isnan(data.scores)).any(axis=1).sum()),
+        n_scored=int((~np.isnan(data.graded)).any(axis=1).sum()),
         categories={name: int((labels == i).sum()) for i, name in enumerate(names)},
         experts=data.experts,
         category_accuracy=float(correct.mean()),
@@ -252,7 +252,7 @@ def _routing_figures(
     """
     scores = data.scores[labelled]
     categories = [data.categories[i] for i in labelled]
-    complete = ~np.isnan(scores).any(axis=1)
+    complete = ~np.isnan(data.graded[labelled]).any(axis=1)
     if complete.sum() < MIN_COMPLETE:
         return {}
     routed = np.full(len(scores), np.nan)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -10,6 +11,7 @@ from composer.cli import main
 from composer.config import demo_data_files
 from routers.artefact import ARRAYS, MANIFEST, load_artefact
 from routers.encoders import load_encoder
+from routers.two_step import TwoStepRouter
 
 CATEGORIES = ("arithmetic", "chat", "translation")
 SCORES = {
@@ -113,3 +115,64 @@ def test_useless_file_is_refused_with_the_reason(
     assert code == 1
     assert message in output
     assert not (tmp_path / "out").exists()
+
+
+def test_categories_alone_keep_the_scores_of_the_base(data: list[Path], tmp_path: Path) -> None:
+    assert train(data, tmp_path / "base")[0] == 0
+    code, output = train(data[:1], tmp_path / "out", "--base", str(tmp_path / "base"))
+    assert code == 0, output
+    assert "scores are those of the base version" in output
+    assert "best single" not in output
+    base, kept = (load_artefact(tmp_path / name) for name in ("base", "out"))
+    assert kept.manifest.report["category_accuracy"] > 0.9
+    assert kept.manifest.report["n_scored"] == 0
+    for artefact in (base, kept):
+        assert isinstance(artefact.router, TwoStepRouter)
+    np.testing.assert_array_equal(base.router.mapping.by_category, kept.router.mapping.by_category)
+
+
+def test_category_that_the_base_does_not_know_gets_no_invented_scores(
+    data: list[Path], tmp_path: Path
+) -> None:
+    assert train(data, tmp_path / "base")[0] == 0
+    renamed = tmp_path / "renamed.jsonl"
+    renamed.write_text(data[0].read_text().replace('"translation"', '"spanish"'))
+    code, output = train([renamed], tmp_path / "out", "--base", str(tmp_path / "base"))
+    assert code == 0, output
+    assert "category 'spanish' is new" in output
+    assert "category 'translation' of the base version has no prompts" in output
+    kept = load_artefact(tmp_path / "out").router
+    assert isinstance(kept, TwoStepRouter)
+    row = kept.mapping.by_category[kept.mapping.categories.index("spanish")]
+    np.testing.assert_array_equal(row, kept.mapping.overall)
+
+
+def test_categories_alone_are_refused_when_there_is_no_base(
+    data: list[Path], tmp_path: Path
+) -> None:
+    code, output = train(data[:1], tmp_path / "out")
+    assert code == 1
+    assert "no version whose scores of the experts could be kept" in output
+
+
+def test_preferences_alone_route_each_category_to_its_winner(
+    data: list[Path], tmp_path: Path
+) -> None:
+    preferences = tmp_path / "preferences.jsonl"
+    best = {"arithmetic": "calculator", "chat": "talker", "translation": "talker"}
+    lines = []
+    for line in data[0].read_text().splitlines():
+        row = json.loads(line)
+        winner = best[row["category"]]
+        (loser,) = set(SCORES) - {winner}
+        lines.append(json.dumps({"id": row["id"], "winner": winner, "loser": loser}))
+    preferences.write_text("\n".join(lines))
+    code, output = train([data[0], preferences], tmp_path / "out")
+    assert code == 0, output
+    assert "strengths of 2 experts from 75 preferences, 1.000 of held-out ones foreseen" in output
+    assert "no routed score" in output
+    router = load_artefact(tmp_path / "out").router
+    assert isinstance(router, TwoStepRouter)
+    for category, winner in best.items():
+        row = router.mapping.by_category[router.mapping.categories.index(category)]
+        assert router.mapping.experts[row.argmax()] == winner

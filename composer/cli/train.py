@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     required=True,
     multiple=True,
     type=click.Path(path_type=Path),
-    help="JSONL of prompts, categories and graded outcomes; may be given several times.",
+    help="JSONL or parquet of prompts, categories, outcomes, preferences; may be given many times.",
 )
 @click.option(
     "--experts",
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="JSONL of prompts that belong to no category: says how many the router is unsure of.",
 )
+@click.option(
+    "--base",
+    "base_folder",
+    type=click.Path(path_type=Path),
+    help="Artefact whose scores of the experts are kept when the data has categories alone.",
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Artefact folder.")
 @click.option("--name", default="auto", show_default=True, help="Name of the composition.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -41,6 +47,7 @@ def command(
     files: tuple[Path, ...],
     experts_file: Path | None,
     unknown: tuple[Path, ...],
+    base_folder: Path | None,
     out: Path,
     name: str,
     as_json: bool,
@@ -55,6 +62,7 @@ def command(
     from composer.config import read_experts
     from composer.train import count_unsure, train_artefact
     from experts.registry import index_experts
+    from routers.artefact import load_artefact
     from routers.encoders import load_encoder
 
     config = load(config_file)
@@ -64,7 +72,8 @@ def command(
         click.echo(line, err=as_json)
 
     encoder = load_encoder(config.encoder.backend, config.cache_dir, progress=progress)
-    trained = train_artefact(files, specs, encoder, out, name, progress)
+    base = load_artefact(base_folder) if base_folder is not None else None
+    trained = train_artefact(files, specs, encoder, out, name, progress, base=base)
     unsure = count_unsure(trained.router, encoder, unknown) if unknown else None
     if as_json:
         announce(
@@ -74,7 +83,7 @@ def command(
                     "version": trained.version,
                     "notes": trained.notes,
                     "unknown_unsure": unsure,
-                    **trained.report.to_dict(),
+                    **trained.figures,
                 },
                 indent=2,
             )
