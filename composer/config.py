@@ -149,11 +149,14 @@ class Config(_Section):
     log: LogConfig = LogConfig()
 
     @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the gateway."""
+        return self.host in LOOPBACK_HOSTS
+
+    @property
     def keys_required(self) -> bool:
         """Whether a request needs a key."""
-        if self.auth.required is None:
-            return self.host not in LOOPBACK_HOSTS
-        return self.auth.required
+        return not self.is_local if self.auth.required is None else self.auth.required
 
     @field_validator("state_dir", "cache_dir")
     @classmethod
@@ -172,11 +175,11 @@ class Config(_Section):
         return self
 
     @model_validator(mode="after")
-    def _loopback_only(self) -> "Config":
-        if self.host not in LOOPBACK_HOSTS:
+    def _keys_beyond_loopback(self) -> "Config":
+        if self.auth.required is False and not self.is_local:
             raise ValueError(
-                f"host '{self.host}' is beyond loopback, which needs keys; "
-                "this version has none: bind to 127.0.0.1 and put an authenticating proxy before it"
+                f"host '{self.host}' is beyond loopback, where requests need keys: "
+                "leave out auth.required, or bind to 127.0.0.1"
             )
         return self
 

@@ -52,6 +52,7 @@ class SnapshotKeeper:
         self._encoder = encoder
         self._on_change = on_change
         self._task: asyncio.Task[None] | None = None
+        self._refreshing = asyncio.Lock()
         self._log = get_logger("snapshots")
 
     async def __aenter__(self) -> Self:
@@ -71,6 +72,10 @@ class SnapshotKeeper:
 
     async def refresh(self) -> None:
         """Take over a newer generation if there is one; keep the old view if Redis is away."""
+        async with self._refreshing:
+            await self._refresh()
+
+    async def _refresh(self) -> None:
         try:
             generation = await self._state.generation()
             if not self.connected:

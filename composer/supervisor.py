@@ -5,11 +5,10 @@ engine can be asked, and stops them in the opposite order.
 """
 
 import asyncio
-import fcntl
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -20,9 +19,11 @@ import aiohttp
 from composer.commands import engine_command, free_port, setup_argv, worker_command
 from composer.config import Config, configured_specs, find_missing, resolve_experts
 from composer.declared import declare
+from composer.keys import require_admin_key
 from composer.listening import listen
+from composer.local_state import REDIS_START_S, answers, hold_folder, local_redis_url, until_up
 from composer.processes import Command, child_environment, clean_stale, start_process
-from composer.redis_server import redis_command, socket_path
+from composer.redis_server import redis_command
 from composer.services import Service, http_probe
 from composer.setup import artefact_folder, encoder_identity, needs_setup
 from composer.state import CompositionVersion, Endpoint, EndpointState, ExpertStatus, State
@@ -37,7 +38,6 @@ from experts.errors import (
 )
 from routers.artefact import Artefact, load_artefact, summary_of
 
-REDIS_START_S = 15.0
 RETRY_S = 0.2
 MAX_REASON = 200
 """Characters of a failure's reason that clients may see: the log has the rest."""
@@ -104,7 +104,7 @@ class Supervisor:
 
     async def _start(self) -> None:
         config = self._config
-        self._stack.enter_context(_only_one(config.state_dir))
+        self._stack.enter_context(hold_folder(config.state_dir))
         for name in await asyncio.to_thread(clean_stale, self._records):
             self._announce(f"cleaned a process that was left behind: {name}")
         listener = self._stack.enter_context(listen(config.host, config.port))
@@ -112,10 +112,12 @@ class Supervisor:
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         if missing := await asyncio.to_thread(find_missing, config, os.environ):
             raise ConfigError("\n".join(missing))
-        if await asyncio.to_thread(needs_setup, config):
-            await self._set_up()
         redis_url = await self._redis()
         state = await self._stack.enter_async_context(State(redis_url))
+        await until_up(state)
+        await require_admin_key(config, state)
+        if await asyncio.to_thread(needs_setup, config):
+            await self._set_up()
         await self._register(state)
         await self._stack.enter_async_context(_owned(self._publish(state)))
         self._announce("starting the engines")
@@ -151,14 +153,14 @@ class Supervisor:
         config = self._config
         if config.redis_url is not None:
             return config.redis_url.get_secret_value()
-        url = f"unix://{socket_path(config.state_dir)}"
+        url = local_redis_url(config)
         client = await self._stack.enter_async_context(State(url))
         log = config.state_dir / "logs" / "redis.log"
         command = Command("redis", redis_command(config.state_dir), log=log)
         service = Service(
             command,
             self._records,
-            probe=partial(_answers, client),
+            probe=partial(answers, client),
             on_state=self._on_redis,
             start_s=REDIS_START_S,
             drain_s=config.timeouts.drain_s,
@@ -169,7 +171,7 @@ class Supervisor:
     async def _register(self, state: State) -> None:
         """Write the configured experts and composition to the shared state."""
         config = self._config
-        await _until_up(state)
+        await until_up(state)
         await state.migrate()
         experts = resolve_experts(config)
         folder = artefact_folder(config, experts)
@@ -272,14 +274,6 @@ class Supervisor:
                 self._announce(f"the state can't be written again: {error.message}")
 
 
-async def _answers(state: State) -> bool:
-    try:
-        await state.ping()
-    except StateUnavailable:
-        return False
-    return True
-
-
 @asynccontextmanager
 async def _owned(coroutine: Coroutine[None, None, None]) -> AsyncIterator[None]:
     """Run a coroutine as a task for as long as the context lasts."""
@@ -309,45 +303,6 @@ async def _follow(log: Path, announce: Callable[[str], None]) -> None:
             await asyncio.sleep(FOLLOW_S)
     finally:
         show(to_the_end=True)
-
-
-@contextmanager
-def _only_one(state_dir: Path) -> Iterator[None]:
-    """Hold the state folder's lock: two supervisors would fight over processes and data."""
-    try:
-        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(state_dir / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise ConfigError(
-            f"can't write to the state folder {state_dir}: {error.strerror}", param="state_dir"
-        ) from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"another Composer runs on the state folder {state_dir}: "
-                "stop it, or choose another state_dir"
-            ) from error
-        yield
-    finally:
-        os.close(handle)
-
-
-async def _until_up(state: State) -> None:
-    """
-    Raises:
-        StateUnavailable: Redis did not answer within its start time.
-    """
-    deadline = asyncio.get_running_loop().time() + REDIS_START_S
-    while True:
-        try:
-            await state.ping()
-            return
-        except StateUnavailable:
-            if asyncio.get_running_loop().time() > deadline:
-                raise
-            await asyncio.sleep(RETRY_S / 4)
 
 
 async def _readiness(session: aiohttp.ClientSession, url: str) -> str:

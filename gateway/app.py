@@ -23,7 +23,7 @@ from gateway.asgi import (
     send_answer,
     send_json,
 )
-from gateway.auth import PRINCIPAL, Authenticator
+from gateway.auth import NOBODY, PRINCIPAL, Authenticator
 from gateway.bodies import parse_json, validate
 from gateway.errors import INTERNAL, HttpError, error_body, http_error, retry_after
 from gateway.guard import LoopbackGuard
@@ -59,6 +59,7 @@ class Gateway:
         limits: Limits,
         timeouts: Timeouts,
         auth: Authenticator,
+        guard: LoopbackGuard | None,
         admin: Application,
     ) -> None:
         self._auth = auth
@@ -68,7 +69,7 @@ class Gateway:
         self._metrics = metrics
         self._limits = limits
         self._timeouts = timeouts
-        self._guard = LoopbackGuard()
+        self._guard = guard
         self._in_flight = 0
         self._log = get_logger("gateway")
         self._routes: dict[str, dict[str, Handler]] = {
@@ -90,7 +91,8 @@ class Gateway:
         self._in_flight += 1
         self._metrics.in_flight.set(self._in_flight)
         try:
-            self._guard.check(scope)
+            if self._guard is not None:
+                self._guard.check(scope)
             scope[PRINCIPAL] = self._auth.check(scope)
             handler = self._find(scope)
             if self._in_flight > self._limits.max_in_flight and scope["path"].startswith(_WATCHED):
@@ -180,7 +182,7 @@ class Gateway:
         await send_json(send, {"status": "live"})
 
     async def _ready(self, scope: Scope, receive: Receive, send: Send, current_id: str) -> None:
-        status, report = self._health.report()
+        status, report = self._health.report(whole=scope[PRINCIPAL] is not NOBODY)
         await send_answer(send, status, report)
 
     async def _render_metrics(

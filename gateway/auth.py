@@ -1,12 +1,12 @@
 """Who sends a request, and what they may do: API keys, known by the digest of their secret."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from composer.keys import digest_of
 from composer.state import KeyRecord
 from composer.state.records import Scope as KeyScope
-from experts.errors import NotAllowed, Unauthenticated
+from experts.errors import NotAllowed, NotReady, Unauthenticated
 from gateway.asgi import Scope, header
 
 PRINCIPAL = "composer.principal"
@@ -29,19 +29,17 @@ LOCAL = Principal("", frozenset({"user", "admin"}))
 NOBODY = Principal("", frozenset())
 
 
-def digest_of(secret: str) -> str:
-    """What is stored of a key. Secrets are 256 random bits, so a plain hash can't be reversed."""
-    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
-
-
 class Authenticator:
     """Finds the principal of a request, and refuses one that may not do what it asks.
 
-    `keys` gives the known keys by digest. Where keys are not `required`, a client without a known
-    key may do everything: it is on this machine, and OpenAI clients always send some key.
+    `keys` gives the known keys by digest, or None before they were read. Where keys are not
+    `required`, a client without a known key may do everything: it is on this machine, and OpenAI
+    clients always send some key.
     """
 
-    def __init__(self, keys: Callable[[], Mapping[str, KeyRecord]], *, required: bool) -> None:
+    def __init__(
+        self, keys: Callable[[], Mapping[str, KeyRecord] | None], *, required: bool
+    ) -> None:
         self._keys = keys
         self._required = required
 
@@ -50,14 +48,18 @@ class Authenticator:
         Raises:
             Unauthenticated: a key is needed and there is none, or it is unknown.
             NotAllowed: the key's scopes don't cover this path.
+            NotReady: a key is needed, and this process does not know the keys yet.
         """
         path: str = scope["path"]
-        if path.startswith(_OPEN):
-            return NOBODY
         secret = _secret(scope)
-        record = self._keys().get(digest_of(secret)) if secret else None
+        keys = self._keys()
+        record = keys.get(digest_of(secret)) if secret and keys else None
         if record is None and not self._required:
             return LOCAL
+        if path.startswith(_OPEN):
+            return NOBODY if record is None else Principal(record.id, record.scopes)
+        if record is None and secret and keys is None:
+            raise NotReady("the keys are not known yet: the state can't be reached")
         if record is None:
             raise Unauthenticated(
                 "a known key is needed: send 'Authorization: Bearer KEY'; an operator makes one "

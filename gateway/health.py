@@ -29,8 +29,11 @@ class Health:
         spec = self._keeper.view.snapshot.experts.get(expert)
         return spec is not None and spec.kind != "null"
 
-    def report(self) -> tuple[int, bytes]:
-        """Status and JSON body: 200 ready or degraded, 503 while nothing can be answered."""
+    def report(self, *, whole: bool = True) -> tuple[int, bytes]:
+        """Status and JSON body: 200 ready or degraded, 503 while nothing can be answered.
+
+        The `whole` body has names in it, which are nothing for a stranger.
+        """
         compositions = self._keeper.view.compositions
         unavailable = self._conditions.unavailable()
         experts = {
@@ -47,10 +50,11 @@ class Health:
             status = "degraded"
         else:
             status = "ready"
-        body = {
-            "status": status,
-            "state": "connected" if self.connected else "away",
-            "compositions": {name: c.record.version for name, c in compositions.items()},
-            "experts": experts,
-        }
+        body: dict[str, object] = {"status": status}
+        if whole:
+            body |= {
+                "state": "connected" if self.connected else "away",
+                "compositions": {name: c.record.version for name, c in compositions.items()},
+                "experts": experts,
+            }
         return (503 if status == "starting" else 200), orjson.dumps(body)

@@ -4,18 +4,23 @@ import asyncio
 import gc
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import uvicorn
 
 from composer.config import Config
+from composer.keys import has_admin, no_admin_key
 from composer.root import Parts, build
+from composer.snapshots import SnapshotKeeper
+from composer.state import EMPTY_SNAPSHOT, KeyRecord
 from gateway.admin import create_admin
 from gateway.app import Gateway
 from gateway.auth import Authenticator
 from gateway.connection import BoundedProtocol
 from gateway.embeddings import EmbeddingsEndpoint
+from gateway.guard import LoopbackGuard
 from gateway.health import Health
 from gateway.metrics import Metrics
 from gateway.relay import RelayEndpoint
@@ -47,12 +52,29 @@ class _Server(uvicorn.Server):
 async def serve(config: Config, redis_url: str, listener: socket.socket) -> None:
     """Serve on `listener` until SIGTERM or SIGINT, then finish what runs within the drain time."""
     async with build(config, redis_url) as parts:
+        _require_admin_key(config, parts.keeper)
         _settle_garbage_collector()
         server = build_server(config, parts)
         await server.serve(sockets=[listener])
         if server.server_state.tasks:
             # Requests that outlived the drain time were cancelled: let them say so and be counted.
             await asyncio.wait(server.server_state.tasks, timeout=LAST_WORDS_S)
+
+
+def _require_admin_key(config: Config, keeper: SnapshotKeeper) -> None:
+    """
+    Raises:
+        ConfigError: requests need keys, and nobody has one that may make others.
+    """
+    keys = _known_keys(keeper)
+    if config.keys_required and keys is not None and not has_admin(keys.values()):
+        raise no_admin_key(config)
+
+
+def _known_keys(keeper: SnapshotKeeper) -> Mapping[str, KeyRecord] | None:
+    """The keys by digest; None while the state has never been read."""
+    snapshot = keeper.view.snapshot
+    return None if snapshot is EMPTY_SNAPSHOT else snapshot.keys
 
 
 def _settle_garbage_collector() -> None:
@@ -77,7 +99,8 @@ def build_server(config: Config, parts: Parts) -> uvicorn.Server:
         metrics,
         config.limits,
         config.timeouts,
-        Authenticator(lambda: parts.keeper.view.snapshot.keys, required=config.keys_required),
+        Authenticator(partial(_known_keys, parts.keeper), required=config.keys_required),
+        LoopbackGuard() if config.is_local else None,
         create_admin(parts),
     )
     return _Server(

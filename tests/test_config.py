@@ -65,7 +65,7 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
             "engines:\n  - {name: one, kind: embedded}\nexperts:\n  - {id: a, kind: lora}\n",
             "composer.yaml:4: experts.0: an expert of kind 'lora' needs 'base'",
         ),
-        ("host: 0.0.0.0\n", "beyond loopback"),
+        ("host: 0.0.0.0\nauth: {required: false}\n", "beyond loopback"),
         ("- a\n- b\n", "a mapping of settings is expected"),
     ],
 )

@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "setup": ("composer.cli.setup", "Prepare models and the router without starting anything."),
     "train": ("composer.cli.train", "Train a router from labelled task data."),
     "route": ("composer.cli.route", "Ask a running gateway where a prompt would go."),
+    "keys": ("composer.cli.keys", "Make, list and remove API keys."),
     "config": ("composer.cli.config", "Check or show the configuration."),
     "bench": ("composer.cli.bench", "Measure the gateway against a bare relay."),
 }

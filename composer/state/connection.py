@@ -127,6 +127,33 @@ class Table(Generic[M]):
 
         return await self.change(record_id, only_known)
 
+    async def remove(
+        self, record_id: str, allow: Callable[[Mapping[str, M]], None] = lambda _: None
+    ) -> None:
+        """Delete a record if `allow`, which is shown all records, does not raise; as if nobody else
+        wrote meanwhile.
+
+        Raises:
+            NotFound: there is no record of this id.
+        """
+        for _ in range(MAX_RACES):
+            async with self._connection.redis.pipeline(transaction=True) as pipe:
+                await self._connection.call(pipe.watch(self.key))
+                records = self.read(await self._connection.call(pipe.hgetall(self.key)))
+                if record_id not in records:
+                    raise NotFound(f"there is no {self._what} '{record_id}'")
+                allow(records)
+                pipe.multi()
+                pipe.hdel(self.key, record_id)
+                if self.watched:
+                    pipe.incr(GENERATION)
+                try:
+                    await self._connection.call(pipe.execute())
+                except WatchError:
+                    continue
+                return
+        raise StateUnavailable(f"'{record_id}' is changed by too many at once: try again")
+
     async def change(self, record_id: str, change: Callable[[M | None], M]) -> M:
         """Set a record to what `change` makes of it (None: there is none), as if nobody else wrote
         meanwhile. What `change` raises is raised, and nothing is written."""

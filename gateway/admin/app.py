@@ -7,10 +7,10 @@ from starlette.exceptions import HTTPException
 from composer.logs import get_logger, request_id
 from composer.root import Parts
 from experts.errors import ComposerError
-from gateway.admin import experts
+from gateway.admin import experts, keys
 from gateway.errors import INTERNAL, HttpError, error_body, http_error, retry_after
 
-RESOURCES = (experts.router,)
+RESOURCES = (experts.router, keys.router)
 
 _INVALID = HttpError(400, "invalid_request_error", "invalid_request")
 _log = get_logger("admin")
