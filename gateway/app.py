@@ -25,6 +25,7 @@ from gateway.asgi import (
 )
 from gateway.auth import NOBODY, PRINCIPAL, Authenticator
 from gateway.bodies import parse_json, validate
+from gateway.dashboard import DASHBOARD, Dashboard
 from gateway.errors import INTERNAL, HttpError, error_body, http_error, retry_after
 from gateway.guard import LoopbackGuard
 from gateway.health import Health
@@ -80,6 +81,7 @@ class Gateway:
             "/health/live": {"GET": self._live},
             "/health/ready": {"GET": self._ready},
             "/metrics": {"GET": self._render_metrics},
+            DASHBOARD: {"GET": Dashboard()},
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -120,7 +122,8 @@ class Gateway:
         path = scope["path"]
         if path.startswith(_ADMIN):
             return self._control
-        methods = self._routes.get(_ONE_MODEL if path.startswith(_ONE_MODEL) else path)
+        prefix = DASHBOARD if Dashboard.serves(path) else _ONE_MODEL
+        methods = self._routes.get(prefix if path.startswith(prefix) else path)
         if methods is None:
             raise _Unrouted(NOT_FOUND, f"there is nothing at {scope['path'][:200]!r}", [])
         method = scope["method"]

@@ -7,10 +7,15 @@ from starlette.exceptions import HTTPException
 from composer.logs import get_logger, request_id
 from composer.root import Parts
 from experts.errors import ComposerError
-from gateway.admin import experts, keys
+from gateway.admin import experts, keys, quality, workers
 from gateway.errors import INTERNAL, HttpError, error_body, http_error, retry_after
 
-RESOURCES = (experts.router, keys.router)
+RESOURCES = (
+    experts.router,
+    keys.router,
+    quality.router,
+    workers.router,
+)
 
 _INVALID = HttpError(400, "invalid_request_error", "invalid_request")
 _log = get_logger("admin")
