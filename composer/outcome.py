@@ -43,3 +43,14 @@ class OutcomeSink(Protocol):
     """Takes what happened. Must neither block nor raise."""
 
     def record(self, decision: Decision, outcome: Outcome) -> None: ...
+
+
+class FanOut:
+    """An `OutcomeSink` that tells several."""
+
+    def __init__(self, *sinks: OutcomeSink) -> None:
+        self._sinks = sinks
+
+    def record(self, decision: Decision, outcome: Outcome) -> None:
+        for sink in self._sinks:
+            sink.record(decision, outcome)

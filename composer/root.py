@@ -12,6 +12,7 @@ from composer.pipeline import Pipeline
 from composer.score_cache import ScoreCache
 from composer.snapshots import SnapshotKeeper
 from composer.state import State
+from composer.stats import Recorder
 from composer.upstream import UpstreamClient
 from composer.workers import Heartbeat
 from routers.encoders import load_encoder
@@ -28,6 +29,7 @@ class Parts:
     batcher: MicroBatcher
     pipeline: Pipeline
     dispatcher: Dispatcher
+    recorder: Recorder
 
 
 @asynccontextmanager
@@ -54,6 +56,7 @@ async def build(config: Config, redis_url: str) -> AsyncIterator[Parts]:
             SnapshotKeeper(state, encoder, on_change=conditions.follow)
         )
         await stack.enter_async_context(Heartbeat(state, keeper, conditions))
+        recorder = await stack.enter_async_context(Recorder(state, config.stats))
         yield Parts(
             config=config,
             state=state,
@@ -68,4 +71,5 @@ async def build(config: Config, redis_url: str) -> AsyncIterator[Parts]:
                 conditions,
             ),
             dispatcher=Dispatcher(keeper, client, conditions, config.limits),
+            recorder=recorder,
         )

@@ -54,6 +54,7 @@ class Gateway:
     def __init__(
         self,
         interfaces: Mapping[Interface, Handler],
+        feedback: Handler,
         pipeline: Pipeline,
         health: Health,
         metrics: Metrics,
@@ -75,6 +76,7 @@ class Gateway:
         self._log = get_logger("gateway")
         self._routes: dict[str, dict[str, Handler]] = {
             **{PATHS[interface]: {"POST": handler} for interface, handler in interfaces.items()},
+            "/v1/feedback": {"POST": feedback},
             "/v1/route": {"POST": self._route},
             "/v1/models": {"GET": self._models},
             _ONE_MODEL: {"GET": self._model},

@@ -12,6 +12,7 @@ import uvicorn
 
 from composer.config import Config
 from composer.keys import has_admin, no_admin_key
+from composer.outcome import FanOut
 from composer.root import Parts, build
 from composer.snapshots import SnapshotKeeper
 from composer.state import EMPTY_SNAPSHOT, KeyRecord
@@ -20,6 +21,7 @@ from gateway.app import Gateway
 from gateway.auth import Authenticator
 from gateway.connection import BoundedProtocol
 from gateway.embeddings import EmbeddingsEndpoint
+from gateway.feedback import FeedbackEndpoint
 from gateway.guard import LoopbackGuard
 from gateway.health import Health
 from gateway.metrics import Metrics
@@ -87,13 +89,15 @@ def _settle_garbage_collector() -> None:
 def build_server(config: Config, parts: Parts) -> uvicorn.Server:
     """The ASGI application on uvicorn, ready to serve."""
     metrics = Metrics()
+    sink = FanOut(metrics, parts.recorder.collector)
     relays = {
-        kind.interface: RelayEndpoint(kind, parts.pipeline, parts.dispatcher, metrics, config)
+        kind.interface: RelayEndpoint(kind, parts.pipeline, parts.dispatcher, sink, config)
         for kind in (ChatRequest, CompletionRequest, EmbeddingsRequest)
     }
     own = EmbeddingsEndpoint(parts.pipeline, parts.batcher, relays["embeddings"], config)
     app = Gateway(
         {**relays, "embeddings": own},
+        FeedbackEndpoint(parts.state, config.limits, config.timeouts),
         parts.pipeline,
         Health(parts.keeper, parts.conditions),
         metrics,

@@ -7,13 +7,15 @@ from starlette.exceptions import HTTPException
 from composer.logs import get_logger, request_id
 from composer.root import Parts
 from experts.errors import ComposerError
-from gateway.admin import experts, keys, quality, workers
+from gateway.admin import decisions, experts, keys, quality, stats, workers
 from gateway.errors import INTERNAL, HttpError, error_body, http_error, retry_after
 
 RESOURCES = (
+    decisions.router,
     experts.router,
     keys.router,
     quality.router,
+    stats.router,
     workers.router,
 )
 
