@@ -65,6 +65,7 @@ class Limits(_Section):
     max_body_bytes: int = Field(default=8 << 20, ge=1024, le=1 << 30)
     max_answer_bytes: int = Field(default=64 << 20, ge=1024, le=1 << 30)
     max_dataset_bytes: int = Field(default=256 << 20, ge=1024, le=16 << 30)
+    max_archive_bytes: int = Field(default=4 << 30, ge=1024, le=1 << 40)
     max_in_flight: int = Field(default=1024, ge=1)
 
 

@@ -100,6 +100,10 @@ class ArtefactError(ComposerError):
     """A router artefact is damaged, of another schema, or made for another encoder."""
 
 
+class ArchiveError(ComposerError):
+    """An archive of the state is damaged, hostile, too large, or of a newer version."""
+
+
 class SetupError(ComposerError):
     """Something that a part needs is not installed or can't be prepared."""
 

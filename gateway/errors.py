@@ -29,6 +29,7 @@ _TABLE: tuple[tuple[type[domain.ComposerError], HttpError], ...] = (
     (domain.ConfigError, HttpError(400, "invalid_request_error", "invalid_request")),
     (domain.DataError, HttpError(400, "invalid_request_error", "invalid_data")),
     (domain.ArtefactError, HttpError(400, "invalid_request_error", "invalid_artefact")),
+    (domain.ArchiveError, HttpError(400, "invalid_request_error", "invalid_archive")),
     (domain.UnknownModel, HttpError(404, "invalid_request_error", "model_not_found")),
     (domain.NoEligibleExpert, HttpError(400, "invalid_request_error", "no_eligible_expert")),
     (domain.Overloaded, HttpError(429, "rate_limit_error", "overloaded")),

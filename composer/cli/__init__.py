@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("composer.cli.train", "Train a router from labelled task data."),
     "route": ("composer.cli.route", "Ask a running gateway where a prompt would go."),
     "keys": ("composer.cli.keys", "Make, list and remove API keys."),
+    "state": ("composer.cli.state", "Export or import the whole state."),
     "config": ("composer.cli.config", "Check or show the configuration."),
     "bench": ("composer.cli.bench", "Measure the gateway against a bare relay."),
 }

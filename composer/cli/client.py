@@ -93,14 +93,20 @@ async def request(
             status = reply.status
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise GatewayError(f"no answer from {url}: {type(error).__name__} {error}") from error
-    if not raw and status < 300:
+    if status >= 300:
+        raise refusal(url, status, raw)
+    if not raw:
         return None, found
     try:
-        answer = orjson.loads(raw)
+        return orjson.loads(raw), found
     except orjson.JSONDecodeError as error:
         raise GatewayError(f"status {status} from {url}, and no JSON", status=status) from error
-    if status >= 300:
-        error_object = answer.get("error") if isinstance(answer, dict) else None
-        message = error_object.get("message", "") if isinstance(error_object, dict) else ""
-        raise GatewayError(f"status {status}: {message}", status=status)
-    return answer, found
+
+
+def refusal(url: str, status: int, body: bytes) -> GatewayError:
+    """The error that says what the gateway said."""
+    try:
+        message = orjson.loads(body)["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        return GatewayError(f"status {status} from {url}, and no reason", status=status)
+    return GatewayError(f"status {status}: {message}", status=status)

@@ -1,6 +1,6 @@
 """`State`: the tables of the shared state, and snapshots of what gateways serve from."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -54,6 +54,7 @@ class State:
     """
 
     def __init__(self, url: str, *, timeout_s: float = 1.0) -> None:
+        self._url = url
         self.connection = Connection(url, timeout_s=timeout_s)
         c = self.connection
         self.experts = Table(c, "experts", ExpertRecord)
@@ -76,6 +77,10 @@ class State:
         trace: TracebackType | None,
     ) -> None:
         await self.connection.close()
+
+    def patient(self, timeout_s: float) -> "State":
+        """Another client of the same state, for work of which one call takes long."""
+        return State(self._url, timeout_s=timeout_s)
 
     async def ping(self) -> None:
         await self.connection.call(self.connection.redis.ping())
@@ -121,6 +126,18 @@ class State:
         """Write records of several tables, all or none; None deletes."""
         await write(self.connection, changes)
 
+    async def together(
+        self, tables: Sequence[Table[Any]]
+    ) -> tuple[int, tuple[dict[str, Any], ...]]:
+        """The generation and several tables whole, as of one moment."""
+        async with self.connection.redis.pipeline(transaction=True) as pipe:
+            pipe.get(GENERATION)
+            for table in tables:
+                pipe.hgetall(table.key)
+            generation, *raws = await self.connection.call(pipe.execute())
+        read = tuple(table.read(raw) for table, raw in zip(tables, raws, strict=True))
+        return int(generation or 0), read
+
     async def snapshot(self) -> Snapshot:
         """Read what gateways serve from, at one generation.
 
@@ -134,16 +151,9 @@ class State:
             self.live,
             self.keys,
         )
-        async with self.connection.redis.pipeline(transaction=True) as pipe:
-            pipe.get(GENERATION)
-            for table in tables:
-                pipe.hgetall(table.key)
-            generation, *raws = await self.connection.call(pipe.execute())
-        records, statuses, endpoints, live, keys = (
-            table.read(raw) for table, raw in zip(tables, raws, strict=True)
-        )
+        generation, (records, statuses, endpoints, live, keys) = await self.together(tables)
         return Snapshot(
-            generation=int(generation or 0),
+            generation=generation,
             records=MappingProxyType(records),
             statuses=MappingProxyType(statuses),
             endpoints=MappingProxyType(endpoints),

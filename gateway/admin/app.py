@@ -6,8 +6,8 @@ from starlette.exceptions import HTTPException
 
 from composer.logs import get_logger, request_id
 from composer.root import Parts
-from experts.errors import ComposerError
-from gateway.admin import decisions, experts, keys, quality, stats, workers
+from experts.errors import ComposerError, TooLarge, TooSlow
+from gateway.admin import backup, decisions, experts, keys, quality, stats, workers
 from gateway.errors import INTERNAL, HttpError, error_body, http_error, retry_after
 
 RESOURCES = (
@@ -17,6 +17,7 @@ RESOURCES = (
     quality.router,
     stats.router,
     workers.router,
+    backup.router,
 )
 
 _INVALID = HttpError(400, "invalid_request_error", "invalid_request")
@@ -58,6 +59,9 @@ async def _domain_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ComposerError)
     wait = retry_after(error)
     headers = {"retry-after": wait} if wait else {}
+    if isinstance(error, TooLarge | TooSlow):
+        # The rest of the body is not read, so the connection can't be used again.
+        headers["connection"] = "close"
     return _answer(http_error(error), error.message, error.param, headers)
 
 
