@@ -4,30 +4,35 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from composer.config import Config
 from composer.processes import Command, child_environment
 from composer.setup import model_folder
+from composer.workers import NAME_VARIABLE
 from experts.engine_spec import EmbeddedEngineSpec
-from experts.spec import ExpertSpec
 
 
 def engine_command(
-    config: Config, engine: EmbeddedEngineSpec, experts: Mapping[str, ExpertSpec], port: int
+    config: Config,
+    engine: EmbeddedEngineSpec,
+    served: Mapping[str, Path | None],
+    port: int,
+    *,
+    name: str,
+    engines: int,
 ) -> Command:
-    """An embedded engine that serves every expert placed on it under the expert's id."""
-    served = [
-        spec.id if spec.adapter is None else f"{spec.id}={spec.adapter}"
-        for spec in experts.values()
-        if spec.engine == engine.name
-    ]
+    """An embedded engine that serves experts under their ids: bare, or by an adapter's folder.
+
+    `name` is the process's; an engine that names no number of threads gets its share of the cores
+    among `engines`: engines that each take every core slow one another down, and the gateway.
+    """
     options: dict[str, object] = {
         "--model": model_folder(config, engine),
         "--host": "127.0.0.1",
         "--port": port,
-        "--threads": engine.threads or _fair_share(config),
+        "--threads": engine.threads or max(1, (os.cpu_count() or 1) // max(1, engines)),
         "--dtype": engine.dtype,
         "--max-running": engine.max_running,
         "--max-waiting": engine.max_waiting,
@@ -36,26 +41,30 @@ def engine_command(
     }
     argv = [sys.executable, "-m", "experts.engines.embedded"]
     argv += [str(part) for option in options.items() for part in option]
-    argv += [part for name in served for part in ("--serve", name)]
+    for expert, folder in served.items():
+        argv += ["--serve", expert if folder is None else f"{expert}={folder}"]
     log = config.state_dir / "logs" / f"{engine.name}.log"
-    return Command(engine.name, argv, env=child_environment(), log=log)
+    return Command(name, argv, env=child_environment(), log=log)
 
 
-def _fair_share(config: Config) -> int:
-    """Threads of an embedded engine that names no number: the cores, shared among the engines.
+def bridge_command(config: Config, port: int) -> Command:
+    """The bridge to other providers, in an environment that has LiteLLM."""
+    python = sys.executable if config.litellm_python is None else str(config.litellm_python)
+    argv = [python, "-m", "experts.engines.bridge", "--port", str(port)]
+    log = config.state_dir / "logs" / "bridge.log"
+    return Command("bridge", argv, env=child_environment(), log=log)
 
-    Engines that each take every core slow one another down, and the gateway with them.
-    """
-    engines = sum(isinstance(engine, EmbeddedEngineSpec) for engine in config.engines)
-    return max(1, (os.cpu_count() or 1) // engines)
 
-
-def worker_command(config: Config, redis_url: str, listener: socket.socket) -> Command:
-    """A gateway worker on a socket that the supervisor has bound; it logs where we log."""
+def worker_command(
+    config: Config, redis_url: str, name: str, listeners: Sequence[socket.socket]
+) -> Command:
+    """A gateway worker on sockets that the supervisor has bound; it logs where we log."""
     argv = [sys.executable, "-m", "composer.cli", "serve"]
-    argv += ["--config", str(write_child_config(config)), "--fd", str(listener.fileno())]
-    env = child_environment([("COMPOSER_REDIS_URL", redis_url)])
-    return Command("gateway", argv, env=env, inherit=(listener.fileno(),))
+    argv += ["--config", str(write_child_config(config))]
+    descriptors = tuple(listener.fileno() for listener in listeners)
+    argv += [part for fd in descriptors for part in ("--fd", str(fd))]
+    env = child_environment([("COMPOSER_REDIS_URL", redis_url), (NAME_VARIABLE, name)])
+    return Command(name, argv, env=env, inherit=descriptors)
 
 
 def setup_argv(config: Config) -> list[str]:

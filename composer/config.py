@@ -141,6 +141,7 @@ class Config(_Section):
     composition: CompositionConfig = CompositionConfig()
     workers: int = Field(default=1, ge=1, le=64)
     model_roots: tuple[Path, ...] = ()
+    litellm_python: Path | None = None
     auth: AuthConfig = AuthConfig()
     cache: CacheConfig = CacheConfig()
     sessions: SessionConfig = SessionConfig()
@@ -262,6 +263,10 @@ def find_missing(config: Config, environ: Mapping[str, str]) -> list[str]:
     for spec in resolve_experts(config).values():
         if spec.adapter is not None and not spec.adapter.is_dir():
             missing.append(f"expert '{spec.id}': there is no adapter folder {spec.adapter}")
+        if spec.path is not None and not spec.path.is_dir():
+            missing.append(f"expert '{spec.id}': there is no model folder {spec.path}")
+        if spec.api_key_env is not None and not environ.get(spec.api_key_env):
+            missing.append(f"expert '{spec.id}': {spec.api_key_env} is not set")
     for engine in config.engines:
         if isinstance(engine, EmbeddedEngineSpec):
             if isinstance(engine.model, Path) and not engine.model.is_dir():
@@ -281,7 +286,7 @@ def find_missing(config: Config, environ: Mapping[str, str]) -> list[str]:
 
 
 def read_experts(path: Path) -> tuple[ExpertSpec, ...]:
-    """Read a YAML or JSON list of experts; adapter paths in it are relative to the file.
+    """Read a YAML or JSON list of experts; folders in it are relative to the file.
 
     Raises:
         ConfigError: with file and line where they are known.
@@ -292,9 +297,13 @@ def read_experts(path: Path) -> tuple[ExpertSpec, ...]:
     except ValidationError as error:
         raise ConfigError(explain(error, document)) from error
     return tuple(
-        spec.model_copy(update={"adapter": (path.parent / spec.adapter).resolve()})
-        if spec.adapter is not None
-        else spec
+        spec.model_copy(
+            update={
+                key: (path.parent / folder).resolve()
+                for key in ("adapter", "path")
+                if (folder := getattr(spec, key)) is not None
+            }
+        )
         for spec in specs
     )
 
@@ -335,16 +344,18 @@ def _resolve_paths(data: dict[str, Any], path: Path | None) -> dict[str, Any]:
         return str(folder / Path(value).expanduser()) if isinstance(value, str) else value
 
     data = dict(data)
-    for key in ("state_dir", "cache_dir"):
+    for key in ("state_dir", "cache_dir", "litellm_python"):
         if key in data:
             data[key] = absolute(data[key])
+    if isinstance(data.get("model_roots"), list):
+        data["model_roots"] = [absolute(root) for root in data["model_roots"]]
     experts = data.get("experts")
     if isinstance(experts, str) and experts != "demo":
         data["experts"] = absolute(experts)
     elif isinstance(experts, list):
         data["experts"] = [
-            {**e, "adapter": absolute(e["adapter"])}
-            if isinstance(e, dict) and "adapter" in e
+            {**e, **{key: absolute(e[key]) for key in ("adapter", "path") if key in e}}
+            if isinstance(e, dict)
             else e
             for e in experts
         ]

@@ -12,6 +12,7 @@ from composer.state import (
     CompositionVersion,
     ExpertRecord,
     LiveRecord,
+    Snapshot,
     State,
 )
 from composer.state.store import version_key
@@ -51,6 +52,33 @@ async def declare(
     gone = {expert: None for expert, record in records.items() if record is None}
     await state.write([(state.experts, records), (state.statuses, gone)])
     await _declare_composition(state, version.model_copy(update={"created_at": now}))
+
+
+async def restore(state: State, last: Snapshot) -> None:
+    """Write again what gateways served from, where the shared state has lost it.
+
+    What was written since stays as it is.
+
+    Raises:
+        StateUnavailable: nothing, or only a part that the next call completes, was written.
+    """
+    now = await state.snapshot()
+    keys = {key.id: key for digest, key in last.keys.items() if digest not in now.keys}
+    live = {
+        name: LiveRecord(current=version, changed_at=version.created_at)
+        for name, version in last.compositions.items()
+        if name not in now.compositions
+    }
+    versions = {version_key(r.current.name, r.current.version): r.current for r in live.values()}
+    await state.write(
+        [
+            (state.experts, {e: r for e, r in last.records.items() if e not in now.records}),
+            (state.statuses, {e: s for e, s in last.statuses.items() if e not in now.statuses}),
+            (state.keys, keys),
+            (state.versions, versions),
+            (state.live, live),
+        ]
+    )
 
 
 async def _declare_composition(state: State, version: CompositionVersion) -> None:

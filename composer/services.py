@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -46,6 +47,18 @@ def http_probe(url: str) -> Probe:
 async def always_healthy() -> bool:
     """The probe of a process that is healthy as long as it runs."""
     return True
+
+
+@asynccontextmanager
+async def together(services: Iterable["Service"]) -> AsyncIterator[None]:
+    """Start services, and stop them all at the same time."""
+    started = []
+    try:
+        for service in services:
+            started.append(await service.__aenter__())
+        yield
+    finally:
+        await asyncio.gather(*(service.__aexit__(None, None, None) for service in started))
 
 
 class Service:

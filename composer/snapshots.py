@@ -10,7 +10,7 @@ from typing import Self
 from composer.logs import get_logger
 from composer.state import EMPTY_SNAPSHOT, CompositionVersion, Snapshot, State
 from experts.errors import ArtefactError, StateUnavailable
-from experts.registry import index_experts
+from experts.registry import index_known
 from routers.artefact import Artefact, load_artefact
 from routers.encoders.base import Encoder
 
@@ -108,7 +108,10 @@ class SnapshotKeeper:
                 self._log.error("composition refused", composition=name, error=str(error))
                 if current is not None:
                     compositions[name] = current
-        snapshot = replace(raw, experts=index_experts(raw.experts.values()))
+        experts, problems = index_known(raw.experts.values())
+        for expert, reason in problems.items():
+            self._log.error("expert left out", expert=expert, reason=reason)
+        snapshot = replace(raw, experts=experts)
         self.view = View(snapshot, MappingProxyType(compositions))
         self._on_change(self.view)
 

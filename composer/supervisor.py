@@ -1,12 +1,13 @@
-"""The supervisor of a host: owns the embedded Redis server, the engines and the gateway worker.
+"""The supervisor of a host: owns the embedded Redis server, the engines and the gateway workers.
 
-It starts them in order, watches them, starts again what died, says in the shared state which
-engine can be asked, and stops them in the opposite order.
+It starts them in order, watches them, starts again what died, cares for the life of experts, and
+stops everything in the opposite order.
 """
 
 import asyncio
 import os
 import shutil
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -16,18 +17,20 @@ from typing import Self
 
 import aiohttp
 
-from composer.commands import engine_command, free_port, setup_argv, worker_command
+from composer.commands import setup_argv, worker_command
 from composer.config import Config, configured_specs, find_missing, resolve_experts
-from composer.declared import declare
+from composer.declared import declare, restore
 from composer.keys import require_admin_key
+from composer.lease import Lease
+from composer.lifecycle import Controller, EndpointBoard, Fleet, Verifier
 from composer.listening import listen
 from composer.local_state import REDIS_START_S, answers, hold_folder, local_redis_url, until_up
 from composer.processes import Command, child_environment, clean_stale, start_process
 from composer.redis_server import redis_command
-from composer.services import Service, http_probe
+from composer.services import Service, http_probe, together
 from composer.setup import artefact_folder, encoder_identity, needs_setup
-from composer.state import CompositionVersion, Endpoint, EndpointState, ExpertStatus, State
-from experts.engine_spec import EmbeddedEngineSpec
+from composer.state import CompositionVersion, EndpointState, Snapshot, State
+from composer.upstream import UpstreamClient
 from experts.errors import (
     ArtefactError,
     ComposerError,
@@ -39,9 +42,6 @@ from experts.errors import (
 from routers.artefact import Artefact, load_artefact, summary_of
 
 RETRY_S = 0.2
-MAX_REASON = 200
-"""Characters of a failure's reason that clients may see: the log has the rest."""
-
 READY_POLL_S = 0.1
 FOLLOW_S = 0.2
 
@@ -49,19 +49,20 @@ FOLLOW_S = 0.2
 class Supervisor:
     """`async with Supervisor(config, announce)` starts everything; leaving stops everything.
 
-    `announce` takes a line for a person at each step. `url` is where the gateway listens.
+    `announce` takes a line for a person at each step. `url` is where the gateway listens, and
+    `worker_urls` reach each of its workers.
     """
 
     def __init__(self, config: Config, announce: Callable[[str], None]) -> None:
         self.url = ""
+        self.worker_urls: list[str] = []
         self._config = config
         self._announce = announce
         self._records = config.state_dir / "processes"
         self._stack = AsyncExitStack()
-        self._endpoints: dict[str, Endpoint] = {}
-        self._pending: set[str] = set()
-        self._registered = False
-        self._changed = asyncio.Event()
+        self._controller: Controller | None = None
+        self._doubtful = asyncio.Event()
+        self._lost: Snapshot | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -91,7 +92,8 @@ class Supervisor:
         try:
             async with asyncio.timeout(limit), aiohttp.ClientSession() as session:
                 while True:
-                    report = await _readiness(session, self.url)
+                    reports = [await _readiness(session, url) for url in self.worker_urls]
+                    report = next((r for r in reports if r != "ready"), "ready")
                     if report == "ready":
                         return
                     await asyncio.sleep(READY_POLL_S)
@@ -119,19 +121,47 @@ class Supervisor:
         if await asyncio.to_thread(needs_setup, config):
             await self._set_up()
         await self._register(state)
-        await self._stack.enter_async_context(_owned(self._publish(state)))
+        self._doubtful.clear()
+        enter = self._stack.enter_async_context
         self._announce("starting the engines")
-        for service in self._engines():
-            await self._stack.enter_async_context(service)
-        worker = Service(
-            worker_command(config, redis_url, listener),
-            self._records,
-            probe=http_probe(f"{self.url}/health/live"),
-            on_state=partial(self._tell, "gateway"),
-            start_s=config.timeouts.start_s,
-            drain_s=config.timeouts.drain_s + 2,
+        board = await enter(EndpointBoard(state))
+        fleet = await enter(Fleet(config, state, board, self._announce))
+        lease = await enter(Lease(state.connection, "experts", config.state_dir))
+        client = await enter(UpstreamClient(config.limits, config.timeouts))
+        self._controller = await enter(
+            Controller(
+                state,
+                fleet,
+                board,
+                lease,
+                Verifier(client),
+                drain_s=config.timeouts.request_s,
+                on_lost=self._on_lost,
+            )
         )
-        await self._stack.enter_async_context(worker)
+        await enter(_owned(self._keep_state(state, board)))
+        await self._start_workers(redis_url, listener)
+
+    async def _start_workers(self, redis_url: str, listener: socket.socket) -> None:
+        """Gateway workers share the public socket; each has one of its own to be probed on."""
+        config = self._config
+        workers = []
+        for number in range(1, config.workers + 1):
+            name = f"gateway-{number}"
+            private = self._stack.enter_context(listen("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{private.getsockname()[1]}"
+            self.worker_urls.append(url)
+            workers.append(
+                Service(
+                    worker_command(config, redis_url, name, [listener, private]),
+                    self._records,
+                    probe=http_probe(f"{url}/health/live"),
+                    on_state=partial(self._tell, name),
+                    start_s=config.timeouts.start_s,
+                    drain_s=config.timeouts.drain_s + 2,
+                )
+            )
+        await self._stack.enter_async_context(together(workers))
 
     async def _set_up(self) -> None:
         """Run `coe setup` in a process of its own: what it loads is gone again afterwards."""
@@ -194,8 +224,6 @@ class Supervisor:
             summary=summary_of(artefact.manifest.report),
         )
         await declare(state, configured_specs(config), version)
-        await state.statuses.put({expert: ExpertStatus(state="ready") for expert in experts})
-        self._registered = True
 
     async def _load_artefact(self, folder: Path) -> Artefact:
         """Load the router; one of our own making that is damaged is made again."""
@@ -210,68 +238,39 @@ class Supervisor:
             return await asyncio.to_thread(load_artefact, folder)
 
     def _on_redis(self, state: EndpointState, reason: str) -> None:
-        """A server that comes back may have lost what was in it: write all of it again."""
+        """A server that comes back may have lost what was in it: look, and write it again."""
         self._tell("redis", state, reason)
-        if state == "ready" and self._registered:
-            self._registered = False
-            self._changed.set()
+        if state == "ready":
+            self._doubtful.set()
 
-    def _engines(self) -> Iterator[Service]:
-        """Services of the embedded engines; remote ones are ready as they are."""
-        config = self._config
-        experts = resolve_experts(config)
-        for engine in config.engines:
-            if isinstance(engine, EmbeddedEngineSpec):
-                port = free_port()
-                url = f"http://127.0.0.1:{port}"
-                yield Service(
-                    engine_command(config, engine, experts, port),
-                    self._records,
-                    probe=http_probe(f"{url}/health"),
-                    on_state=partial(self._set_endpoint, engine.name, url, None),
-                    start_s=config.timeouts.start_s,
-                    drain_s=config.timeouts.drain_s,
-                )
-            else:
-                url = str(engine.url).rstrip("/").removesuffix("/v1")
-                self._set_endpoint(engine.name, url, engine.api_key_env, "ready", "")
+    def _on_lost(self, last: Snapshot) -> None:
+        self._lost = last
+        self._doubtful.set()
 
-    def _set_endpoint(
-        self, engine: str, url: str, key_env: str | None, state: EndpointState, reason: str
-    ) -> None:
-        self._tell(engine, state, reason)
-        first_line = reason.partition("\n")[0][:MAX_REASON]
-        self._endpoints[engine] = Endpoint(
-            engine=engine, base_url=url, state=state, reason=first_line, api_key_env=key_env
-        )
-        self._pending.add(engine)
-        self._changed.set()
+    async def _keep_state(self, state: State, board: EndpointBoard) -> None:
+        """Whenever the state may have lost what was in it, write it again."""
+        while True:
+            await self._doubtful.wait()
+            self._doubtful.clear()
+            try:
+                board.show_again()
+                if self._lost is not None:
+                    self._announce("the state has lost what was in it: writing it again")
+                    await restore(state, self._lost)
+                await self._register(state)
+                self._lost = None
+                if self._controller is not None:
+                    self._controller.forget()
+            except StateUnavailable:
+                self._doubtful.set()
+                await asyncio.sleep(RETRY_S)
+            except ComposerError as error:
+                self._announce(f"the state can't be written again: {error.message}")
 
     def _tell(self, name: str, state: EndpointState, reason: str) -> None:
         """A person wants to hear of what fails, at once."""
         if state == "failed":
             self._announce(f"{name} failed, starting it again: {reason}")
-
-    async def _publish(self, state: State) -> None:
-        """Write endpoints to the shared state; while it is away, keep the newest of each."""
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            try:
-                if not self._registered:
-                    self._pending |= set(self._endpoints)
-                for engine in sorted(self._pending):
-                    endpoint = self._endpoints[engine]
-                    await state.endpoints.put({engine: endpoint})
-                    if self._endpoints[engine] is endpoint:
-                        self._pending.discard(engine)
-                if not self._registered:
-                    await self._register(state)
-            except StateUnavailable:
-                self._changed.set()
-                await asyncio.sleep(RETRY_S)
-            except ComposerError as error:
-                self._announce(f"the state can't be written again: {error.message}")
 
 
 @asynccontextmanager

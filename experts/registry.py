@@ -27,6 +27,25 @@ def index_experts(specs: Iterable[ExpertSpec]) -> Mapping[str, ExpertSpec]:
     return MappingProxyType({spec.id: _inherit(spec, by_id) for spec in by_id.values()})
 
 
+def index_known(
+    specs: Iterable[ExpertSpec],
+) -> tuple[Mapping[str, ExpertSpec], Mapping[str, str]]:
+    """As `index_experts`, of specs by unique ids, but what breaks a rule is left out.
+
+    Returns:
+        the specs that fit, and of the others why not (expert id -> reason).
+    """
+    by_id = {spec.id: spec for spec in specs}
+    fitting: dict[str, ExpertSpec] = {}
+    problems: dict[str, str] = {}
+    for spec in by_id.values():
+        try:
+            fitting[spec.id] = _inherit(spec, by_id)
+        except ConfigError as error:
+            problems[spec.id] = error.message
+    return MappingProxyType(fitting), MappingProxyType(problems)
+
+
 def own_engine_name(expert_id: str) -> str:
     """Name of the engine that serves one expert alone. It names files, so it is spelt plainly."""
     plain = re.sub(r"[^a-z0-9]+", "-", expert_id.lower()).strip("-")[:40]

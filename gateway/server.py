@@ -51,13 +51,13 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def serve(config: Config, redis_url: str, listener: socket.socket) -> None:
-    """Serve on `listener` until SIGTERM or SIGINT, then finish what runs within the drain time."""
+async def serve(config: Config, redis_url: str, listeners: list[socket.socket]) -> None:
+    """Serve on `listeners` until SIGTERM or SIGINT, then finish what runs within the drain time."""
     async with build(config, redis_url) as parts:
         _require_admin_key(config, parts.keeper)
         _settle_garbage_collector()
         server = build_server(config, parts)
-        await server.serve(sockets=[listener])
+        await server.serve(sockets=listeners)
         if server.server_state.tasks:
             # Requests that outlived the drain time were cancelled: let them say so and be counted.
             await asyncio.wait(server.server_state.tasks, timeout=LAST_WORDS_S)

@@ -10,14 +10,18 @@ from composer.cli.options import load, server_options
 
 @click.command("serve")
 @server_options
-@click.option("--fd", type=int, hidden=True, help="A listening socket that is already bound.")
-def command(config_file: Path | None, host: str | None, port: int | None, fd: int | None) -> None:
+@click.option("--fd", type=int, multiple=True, hidden=True, help="A socket that is already bound.")
+def command(
+    config_file: Path | None, host: str | None, port: int | None, fd: tuple[int, ...]
+) -> None:
     """Run a gateway alone, on a Redis that is there (`redis_url`), until SIGTERM.
 
     \b
     Example:
       COMPOSER_REDIS_URL=redis://localhost:6379/0 coe serve --port 9000
     """
+    from contextlib import ExitStack
+
     import uvloop
 
     from composer.listening import listen
@@ -29,6 +33,10 @@ def command(config_file: Path | None, host: str | None, port: int | None, fd: in
     configure_logs(config.log.level, config.log.format, "gateway")
     if config.redis_url is None:
         raise ConfigError("a gateway alone needs redis_url; `coe up` starts a server of its own")
-    listener = socket.socket(fileno=fd) if fd is not None else listen(config.host, config.port)
-    with listener:
-        uvloop.run(serve(config, config.redis_url.get_secret_value(), listener))
+    with ExitStack() as stack:
+        bound = [socket.socket(fileno=number) for number in fd]
+        listeners = [
+            stack.enter_context(listener)
+            for listener in bound or [listen(config.host, config.port)]
+        ]
+        uvloop.run(serve(config, config.redis_url.get_secret_value(), listeners))

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @click.command("up")
 @server_options
-def command(config_file: Path | None, host: str | None, port: int | None) -> None:
+@click.option("--workers", type=int, help="How many gateway processes answer on the port.")
+def command(
+    config_file: Path | None, host: str | None, port: int | None, workers: int | None
+) -> None:
     """Run everything on this machine: state, engines and the gateway, until Ctrl-C.
 
     The first start prepares the models and trains the router; later ones find them ready.
@@ -24,11 +27,11 @@ def command(config_file: Path | None, host: str | None, port: int | None) -> Non
     \b
     Example:
       coe up
-      coe up --config composer.yaml --port 9000
+      coe up --config composer.yaml --port 9000 --workers 2
     """
     from composer.logs import configure_logs
 
-    config = load(config_file, host=host, port=port)
+    config = load(config_file, host=host, port=port, workers=workers)
     configure_logs(config.log.level, config.log.format, "supervisor")
     sys.exit(run_until_stopped(_up(config)))
 

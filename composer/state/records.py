@@ -28,7 +28,9 @@ class Endpoint(Record):
     """Where an engine listens, and whether it can be asked. `base_url` ends before `/v1`.
 
     `api_base` is for the bridge to other providers: the provider's address, where it is not the
-    one that the bridge knows.
+    one that the bridge knows. `life` changes each time the engine starts anew. `serves` are the
+    experts that the running process knows (None: whatever it is asked for); `refused` says of those
+    that it could not be started with why.
     """
 
     engine: str
@@ -37,6 +39,9 @@ class Endpoint(Record):
     reason: str = ""
     api_key_env: str | None = None
     api_base: str | None = None
+    life: str = ""
+    serves: tuple[str, ...] | None = None
+    refused: dict[str, str] = Field(default_factory=dict)
 
 
 class ExpertRecord(Record):
@@ -53,7 +58,8 @@ class ExpertRecord(Record):
 class ExpertStatus(Record):
     """How far an expert is on its way to taking traffic. Only `ready` experts take any.
 
-    `failures` in a row so far; the next try is at `retry_at` (0: none is planned).
+    `failures` in a row so far; the next try is at `retry_at` (0: none is planned). `life` is the
+    engine's life in which it was verified last.
     """
 
     state: ExpertState
@@ -61,6 +67,7 @@ class ExpertStatus(Record):
     since: float = 0.0
     failures: int = 0
     retry_at: float = 0.0
+    life: str = ""
 
 
 class CompositionVersion(Record):
