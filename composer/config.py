@@ -165,6 +165,11 @@ class Config(_Section):
     def _whole_path(cls, path: Path) -> Path:
         return path.expanduser().absolute()
 
+    @field_validator("model_roots")
+    @classmethod
+    def _whole_paths(cls, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(path.expanduser().absolute() for path in paths)
+
     @model_validator(mode="after")
     def _engines_are_unique(self) -> "Config":
         names = [engine.name for engine in self.engines]

@@ -101,7 +101,12 @@ def _now_live(live: LiveRecord | None, version: CompositionVersion) -> LiveRecor
         return live
     if live.current.version == version.version:
         same = live.current.model_copy(
-            update={"artefact": version.artefact, "quality_weight": version.quality_weight}
+            update={
+                "artefact": version.artefact,
+                "quality_weight": version.quality_weight,
+                "experts": version.experts,
+                "categories": version.categories,
+            }
         )
         return live.model_copy(update={"current": same})
     return goes_live(live, version)

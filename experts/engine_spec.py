@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AnyHttpUrl, BaseModel, ConfigDict, Field
+
+from experts.spec import bare_address
 
 EngineName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
@@ -36,7 +38,7 @@ class RemoteEngineSpec(BaseModel):
 
     kind: Literal["remote"]
     name: EngineName
-    url: AnyHttpUrl
+    url: Annotated[AnyHttpUrl, AfterValidator(bare_address)]
     api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
 
 

@@ -24,7 +24,7 @@ def index_experts(specs: Iterable[ExpertSpec]) -> Mapping[str, ExpertSpec]:
         if spec.id in by_id:
             raise ConfigError(f"expert '{spec.id}' is defined twice", param="experts")
         by_id[spec.id] = spec
-    return MappingProxyType({spec.id: _inherit(spec, by_id) for spec in by_id.values()})
+    return MappingProxyType({spec.id: inherit(spec, by_id) for spec in by_id.values()})
 
 
 def index_known(
@@ -40,7 +40,7 @@ def index_known(
     problems: dict[str, str] = {}
     for spec in by_id.values():
         try:
-            fitting[spec.id] = _inherit(spec, by_id)
+            fitting[spec.id] = inherit(spec, by_id)
         except ConfigError as error:
             problems[spec.id] = error.message
     return MappingProxyType(fitting), MappingProxyType(problems)
@@ -53,7 +53,12 @@ def own_engine_name(expert_id: str) -> str:
     return f"{OWN_ENGINE}{plain}" if plain == expert_id else f"{OWN_ENGINE}{plain}-{digest}"
 
 
-def _inherit(spec: ExpertSpec, by_id: Mapping[str, ExpertSpec]) -> ExpertSpec:
+def inherit(spec: ExpertSpec, by_id: Mapping[str, ExpertSpec]) -> ExpertSpec:
+    """The spec with what its base hands down.
+
+    Raises:
+        ConfigError: its base is missing, or of a kind that it can't stand on.
+    """
     if spec.base is None:
         if spec.engine is None and spec.kind != "null":
             return spec.model_copy(update={"engine": own_engine_name(spec.id)})

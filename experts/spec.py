@@ -3,7 +3,15 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    AnyHttpUrl,
+    BaseModel,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 Kind = Literal["model", "lora", "prompt", "remote", "null"]
 Capability = Literal["tools", "json", "vision", "logprobs", "n"]
@@ -30,6 +38,20 @@ _ONLY_FOR: dict[str, tuple[Kind, ...]] = {
 }
 # An engine of its own and a configured one exclude each other.
 _OWN_ENGINE = ("path", "url", "provider", "api_key_env")
+
+
+def bare_address(url: AnyHttpUrl) -> AnyHttpUrl:
+    """Refuse an address that carries more than where the server is: it may be a secret."""
+    if url.username or url.password:
+        raise ValueError("no credentials in the address: name their variable in 'api_key_env'")
+    if url.query or url.fragment:
+        raise ValueError("the address alone, without '?' or '#'")
+    return url
+
+
+def _wrong(field: str, message: str) -> PydanticCustomError:
+    """A rule between fields is broken; `param` names the one to look at."""
+    return PydanticCustomError("expert_field", "{message}", {"message": message, "param": field})
 
 
 class ExpertSpec(BaseModel):
@@ -61,7 +83,7 @@ class ExpertSpec(BaseModel):
     text: str | None = Field(default=None, min_length=1, max_length=20_000)
     served_name: str | None = Field(default=None, min_length=1, max_length=256)
     path: Path | None = None
-    url: AnyHttpUrl | None = None
+    url: Annotated[AnyHttpUrl, AfterValidator(bare_address)] | None = None
     provider: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,255}$")
 
@@ -70,13 +92,14 @@ class ExpertSpec(BaseModel):
         for fields in _REQUIRED[self.kind]:
             if all(getattr(self, field) is None for field in fields):
                 wanted = " or ".join(f"'{field}'" for field in fields)
-                raise ValueError(f"an expert of kind '{self.kind}' needs {wanted}")
+                raise _wrong(fields[0], f"an expert of kind '{self.kind}' needs {wanted}")
         for field, kinds in _ONLY_FOR.items():
             if getattr(self, field) is not None and self.kind not in kinds:
-                raise ValueError(f"'{field}' has no meaning for an expert of kind '{self.kind}'")
+                kind = self.kind
+                raise _wrong(field, f"'{field}' has no meaning for an expert of kind '{kind}'")
         for field in _OWN_ENGINE:
             if self.engine is not None and getattr(self, field) is not None:
-                raise ValueError(f"give either 'engine' or '{field}'")
+                raise _wrong(field, f"give either 'engine' or '{field}'")
         return self
 
     @property

@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("composer.cli.demo", "Run everything and send one prompt per category."),
     "serve": ("composer.cli.serve", "Run a gateway alone, on a Redis that is there."),
     "setup": ("composer.cli.setup", "Prepare models and the router without starting anything."),
+    "experts": ("composer.cli.experts", "Register, list, drain and remove experts."),
     "train": ("composer.cli.train", "Train a router from labelled task data."),
     "route": ("composer.cli.route", "Ask a running gateway where a prompt would go."),
     "keys": ("composer.cli.keys", "Make, list and remove API keys."),

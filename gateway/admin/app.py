@@ -71,7 +71,9 @@ async def _invalid(request: Request, error: Exception) -> Response:
     if problem["type"] == "json_invalid":
         return _answer(_INVALID, "the request body is not valid JSON")
     where, *path = problem["loc"]
-    field = ".".join(str(part) for part in path) or str(where)
+    # A rule between fields says itself which one to look at.
+    named = problem.get("ctx", {}).get("param")
+    field = named or ".".join(str(part) for part in path) or str(where)
     message = problem["msg"].removeprefix("Value error, ")
     return _answer(_INVALID, f"'{field}': {message}", field)
 
