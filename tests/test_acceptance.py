@@ -237,7 +237,7 @@ class TestFaults:
                     break
                 await asyncio.sleep(0.1)
             async with session.get("/v1/models") as reply:
-                assert len((await reply.json())["data"]) == 8
+                assert len((await reply.json())["data"]) == 9
 
     def test_second_supervisor_on_the_same_state_is_refused(
         self, demo: Demo, cache_dir: Path
