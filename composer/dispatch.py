@@ -16,6 +16,8 @@ from composer import sse
 from composer.conditions import ConditionsTracker
 from composer.config import Limits
 from composer.snapshots import SnapshotKeeper
+from composer.state import Endpoint
+from composer.streaming import MAX_HEAD_BYTES, Stream
 from composer.upstream import (
     Reply,
     UpstreamClient,
@@ -23,6 +25,7 @@ from composer.upstream import (
     error_code,
     error_message,
 )
+from composer.usage import Meter, Usage, asking_for_usage, asks_for_usage
 from experts.errors import (
     ComposerError,
     DeadlineExceeded,
@@ -36,9 +39,6 @@ from routers.types import Decision, Interface
 
 JSON = b"application/json"
 EVENTS = b"text/event-stream; charset=utf-8"
-MAX_HEAD_BYTES = 1 << 20
-"""What may arrive of a stream before its first token."""
-
 PATHS: Mapping[Interface, str] = {
     "chat": "/v1/chat/completions",
     "completions": "/v1/completions",
@@ -83,64 +83,21 @@ class Answer:
     failed: Failed
     content_type: bytes
     body: bytes
-    rest: "Stream | None"
+    rest: Stream | None
+    meter: Meter
 
     @property
     def attempts(self) -> int:
         return len(self.failed) + 1
 
-
-class Stream:
-    """The rest of a streamed answer. Must be closed, which also stops the engine's work.
-
-    Relays whole events only, so that the error event after a break stands on lines of its own;
-    `pending` is the beginning of an event that came with the first token.
-    """
-
-    def __init__(
-        self,
-        pending: bytes,
-        chunks: AsyncIterator[bytes],
-        reply: Reply,
-        watch: sse.EndWatch,
-        expert: str,
-        on_close: Callable[[], None],
-    ) -> None:
-        self.error: str | None = None
-        self._pending = pending
-        self._chunks = chunks
-        self._reply = reply
-        self._watch = watch
-        self._expert = expert
-        self._on_close = on_close
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for data in self._chunks:
-                self._watch.feed(data)
-                whole, self._pending = sse.split_whole(self._pending + data)
-                if whole:
-                    yield whole
-                if len(self._pending) > MAX_HEAD_BYTES:
-                    raise UpstreamFailure("broken", "one event of its stream is too long")
-            if self._pending and self._watch.ended:
-                yield self._pending
-        except UpstreamFailure as failure:
-            self.error = failure.reason
-        if self.error is None and not self._watch.ended:
-            self.error = "its stream ended without [DONE]"
-        if self.error is not None:
-            message = f"the answer of expert '{self._expert}' broke off: {self.error}"
-            yield sse.error_event(message, "expert_stream_broken")
-
-    def close(self) -> None:
-        """Call once, whatever became of the stream."""
-        self._reply.close()
-        self._on_close()
+    def usage(self) -> Usage:
+        """What the answer used; of a stream, up to now."""
+        return self.meter.read(self.body if self.rest is None else None)
 
 
 class Dispatcher:
-    """Holds what an attempt needs; keeps nothing of a request."""
+    """Holds what an attempt needs; keeps nothing of a request, but which experts refuse to count
+    the tokens of a stream."""
 
     def __init__(
         self,
@@ -155,6 +112,7 @@ class Dispatcher:
         self._conditions = conditions
         self._limits = limits
         self._clock = clock
+        self._uncounted: set[str] = set()
 
     async def answer(
         self, decision: Decision, interface: Interface, payload: Payload, request_id: str
@@ -202,14 +160,14 @@ class Dispatcher:
         endpoint = self._keeper.view.snapshot.endpoints.get(spec.engine or "")
         if endpoint is None:
             raise UpstreamFailure("connection", "its engine is not running")
+        meter = Meter(spec, payload)
         self._conditions.started(spec.id)
         rest: Stream | None = None
         try:
-            body = expert_body(spec, payload)
-            reply = await self._client.send(endpoint, PATHS[interface], body, request_id)
+            reply = await self._send(endpoint, spec, interface, payload, request_id)
             try:
                 if streamed:
-                    body, rest = await self._begin_stream(reply, spec)
+                    body, rest = await self._begin_stream(reply, spec, meter)
                 else:
                     body = _whole(await reply.read(self._limits.max_answer_bytes), spec)
             except BaseException:
@@ -220,7 +178,33 @@ class Dispatcher:
                 self._conditions.finished(spec.id)
         if rest is not None:
             self._conditions.answered(spec.id, (self._clock() - start) * 1000)
-        return Answer(spec.id, failed, EVENTS if streamed else JSON, body, rest)
+        return Answer(spec.id, failed, EVENTS if streamed else JSON, body, rest, meter)
+
+    async def _send(
+        self,
+        endpoint: Endpoint,
+        spec: ExpertSpec,
+        interface: Interface,
+        payload: Payload,
+        request_id: str,
+    ) -> Reply:
+        """Send the request; a stream's tokens are asked for, unless the engine refuses that."""
+        path = PATHS[interface]
+        if (
+            payload.get("stream") is True
+            and not asks_for_usage(payload)
+            and spec.id not in self._uncounted
+        ):
+            body = expert_body(spec, asking_for_usage(payload))
+            try:
+                return await self._client.send(endpoint, path, body, request_id)
+            except UpstreamFailure as failure:
+                if failure.kind != "refused" or _another_may_fit(failure):
+                    raise
+            reply = await self._client.send(endpoint, path, expert_body(spec, payload), request_id)
+            self._uncounted.add(spec.id)
+            return reply
+        return await self._client.send(endpoint, path, expert_body(spec, payload), request_id)
 
     def _canned(
         self, spec: ExpertSpec, interface: Interface, payload: Payload, failed: Failed
@@ -228,14 +212,16 @@ class Dispatcher:
         streamed = payload.get("stream") is True
         chat = interface == "chat"
         if streamed:
-            options = payload.get("stream_options") or {}
-            usage = bool(options.get("include_usage"))
+            usage = asks_for_usage(payload)
             body = b"".join(null_stream(spec, chat=chat, include_usage=usage))
         else:
             body = null_answer(spec, chat=chat)
-        return Answer(spec.id, failed, EVENTS if streamed else JSON, body, None)
+        content_type = EVENTS if streamed else JSON
+        return Answer(spec.id, failed, content_type, body, None, Meter(spec, payload))
 
-    async def _begin_stream(self, reply: Reply, spec: ExpertSpec) -> tuple[bytes, Stream]:
+    async def _begin_stream(
+        self, reply: Reply, spec: ExpertSpec, meter: Meter
+    ) -> tuple[bytes, Stream]:
         """Read up to the first event that carries output."""
         chunks = _renaming(reply.chunks(), spec) if _must_rename(spec) else reply.chunks()
         watch = sse.EndWatch()
@@ -252,7 +238,8 @@ class Dispatcher:
                 if sse.carries_token(event):
                     closed = partial(self._conditions.finished, spec.id)
                     whole, pending = sse.split_whole(bytes(head))
-                    return whole, Stream(pending, chunks, reply, watch, spec.id, closed)
+                    rest = Stream(pending, chunks, reply, watch, spec.id, meter, closed)
+                    return meter.pass_on(whole), rest
             if len(head) > MAX_HEAD_BYTES:
                 raise UpstreamFailure("broken", "its stream has no output at its beginning")
         raise UpstreamFailure("broken", "its stream ended before the first token")

@@ -11,6 +11,7 @@ from composer.dispatch import Answer, Dispatcher, Failed, NobodyAnswered, Reques
 from composer.logs import get_logger
 from composer.outcome import Outcome, OutcomeSink, Status
 from composer.pipeline import Pipeline
+from composer.usage import NOTHING
 from experts.errors import DeadlineExceeded, NotReady
 from gateway.asgi import (
     ClientGone,
@@ -191,6 +192,7 @@ class _Exchange:
 
     def record(self, status: Status, http_status: int, error: str | None = None) -> None:
         answer = self._answer
+        usage = answer.usage() if answer is not None else NOTHING
         outcome = Outcome(
             decision_id=self._decision.id,
             expert=answer.expert if answer is not None else None,
@@ -202,6 +204,10 @@ class _Exchange:
             streamed=answer is not None and answer.rest is not None,
             error=error,
             interface=self._interface,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            estimated=usage.estimated,
+            cost_usd=usage.cost_usd,
             key=self._key,
             prompt=self._query.text if self._endpoint._store_prompts else "",
         )
