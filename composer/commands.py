@@ -49,10 +49,17 @@ def engine_command(
 
 def bridge_command(config: Config, port: int) -> Command:
     """The bridge to other providers, in an environment that has LiteLLM."""
-    python = sys.executable if config.litellm_python is None else str(config.litellm_python)
-    argv = [python, "-m", "experts.engines.bridge", "--port", str(port)]
+    argv = [_litellm_python(config), "-m", "experts.engines.bridge", "--port", str(port)]
     log = config.state_dir / "logs" / "bridge.log"
     return Command("bridge", argv, env=child_environment(), log=log)
+
+
+def _litellm_python(config: Config) -> str:
+    """The configured interpreter, else that of `make providers` beside our own environment."""
+    if config.litellm_python is not None:
+        return str(config.litellm_python)
+    made = Path(sys.prefix).parent / ".venv-litellm" / "bin" / "python"
+    return str(made) if made.exists() else sys.executable
 
 
 def worker_command(

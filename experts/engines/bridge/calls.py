@@ -7,17 +7,18 @@ from urllib.parse import urlsplit
 from experts.engines.bridge.errors import BridgeError
 
 _GENERATION = frozenset(
-    "temperature top_p n stream stream_options stop max_tokens presence_penalty frequency_penalty "
-    "logit_bias user seed logprobs".split()
+    {"temperature", "top_p", "n", "stream", "stream_options", "stop", "max_tokens", "seed"}
+    | {"presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "user"}
+)
+_CHAT = frozenset(
+    {"messages", "max_completion_tokens", "response_format", "top_logprobs"}
+    | {"tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"}
+    | {"reasoning_effort", "verbosity"}
 )
 FIELDS = {
-    "chat": _GENERATION
-    | frozenset(
-        "messages max_completion_tokens response_format tools tool_choice parallel_tool_calls "
-        "top_logprobs reasoning_effort verbosity functions function_call".split()
-    ),
-    "completions": _GENERATION | frozenset("prompt suffix echo best_of".split()),
-    "embeddings": frozenset("input dimensions encoding_format user".split()),
+    "chat": _GENERATION | _CHAT,
+    "completions": _GENERATION | {"prompt", "suffix", "echo", "best_of"},
+    "embeddings": frozenset({"input", "dimensions", "encoding_format", "user"}),
 }
 """What is passed on, by interface. LiteLLM takes its own settings by the same door (addresses,
 keys, callbacks, retries): a client must not reach those."""

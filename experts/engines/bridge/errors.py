@@ -73,12 +73,11 @@ def bridge_error(error: Exception, key: str | None) -> BridgeError:
     """What an error of LiteLLM means for the client. `key` is kept out of what is said."""
     if isinstance(error, BridgeError):
         return error
-    for kind, status, code in _STATUSES:
-        if isinstance(error, kind):
-            break
-    else:
+    known = next((entry for entry in _STATUSES if isinstance(error, entry[0])), None)
+    if known is None:
         # Its text may hold anything, addresses and keys included.
         return BridgeError(502, f"LiteLLM failed ({type(error).__name__})")
+    _, status, code = known
     message = str(getattr(error, "message", "") or type(error).__name__)
     if key:
         message = message.replace(key, "[key]")

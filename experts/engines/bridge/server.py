@@ -77,7 +77,9 @@ class Bridge:
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._handler("chat", litellm.acompletion))
-        app.router.add_post("/v1/completions", self._handler("completions", litellm.atext_completion))
+        app.router.add_post(
+            "/v1/completions", self._handler("completions", litellm.atext_completion)
+        )
         app.router.add_post("/v1/embeddings", self._handler("embeddings", litellm.aembedding))
         return app
 
