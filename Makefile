@@ -22,7 +22,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup providers run test lint types imports bench demo-data demo-adapters demo-scores \
-	demo-adapters-report demo-train clean
+	demo-adapters-report demo-train api-docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -92,6 +92,9 @@ demo-train: setup ## train the demo's router anew and print how good it is, out-
 	@$(BIN)/coe train $(foreach f,$(wildcard routers/demo/prompts/[a-z]*.jsonl),--data $(f)) \
 		--data routers/demo/outcomes.jsonl --experts experts/demo/experts.yaml \
 		--unknown routers/demo/prompts/_unknown.jsonl --out .composer/demo-router
+
+api-docs: setup ## write docs/api.md from the OpenAPI document
+	@$(BIN)/python -m gateway.openapi > docs/api.md.new && mv docs/api.md.new docs/api.md
 
 clean: ## remove the virtual environment, models, state and caches
 	rm -rf $(VENV) $(PROVIDERS) .composer .mypy_cache .ruff_cache .pytest_cache .import_linter_cache \

@@ -1,5 +1,6 @@
 """The gateway as one plain ASGI application: a table of routes, errors, request ids."""
 
+import asyncio
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -83,6 +84,7 @@ class Gateway:
             "/health/live": {"GET": self._live},
             "/health/ready": {"GET": self._ready},
             "/metrics": {"GET": self._render_metrics},
+            "/openapi.json": {"GET": self._openapi},
             DASHBOARD: {"GET": Dashboard()},
         }
 
@@ -196,6 +198,12 @@ class Gateway:
         self._metrics.state_connected.set(self._health.connected)
         kind = (b"content-type", b"text/plain; version=1.0.0; charset=utf-8")
         await send_answer(send, 200, self._metrics.render(), (kind,))
+
+    async def _openapi(self, scope: Scope, receive: Receive, send: Send, current_id: str) -> None:
+        from gateway.openapi import document_body
+
+        # Made once, which takes long enough to keep others waiting.
+        await send_answer(send, 200, await asyncio.to_thread(document_body))
 
 
 class _Unrouted(Exception):

@@ -61,13 +61,28 @@ class ComposerOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    max_params_b: float | None = Field(default=None, ge=0)
-    max_price: float | None = Field(default=None, ge=0)
-    max_latency_ms: float | None = Field(default=None, gt=0)
-    quality_weight: float | None = Field(default=None, ge=0, le=1)
-    experts: ExpertIds | None = None
-    session: Session | None = None
-    explain: bool = False
+    max_params_b: float | None = Field(
+        default=None, ge=0, description="No expert of more parameters (billions)."
+    )
+    max_price: float | None = Field(
+        default=None, ge=0, description="No expert that would cost more for this request (USD)."
+    )
+    max_latency_ms: float | None = Field(
+        default=None,
+        gt=0,
+        description="No expert whose first token takes longer, as measured lately.",
+    )
+    quality_weight: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="1 looks at quality alone, 0 at cost alone; unset: the composition's own.",
+    )
+    experts: ExpertIds | None = Field(default=None, description="Only these.")
+    session: Session | None = Field(
+        default=None, description="Requests of one session stay with one expert."
+    )
+    explain: bool = Field(default=False, description="Say why, in headers or in the answer.")
 
 
 class StreamOptions(_Body):
