@@ -10,7 +10,7 @@ from pathlib import Path
 from composer.config import Config
 from composer.processes import Command, child_environment
 from composer.setup import model_folder
-from composer.workers import NAME_VARIABLE
+from composer.workers import FOLDER_VARIABLE, NAME_VARIABLE
 from experts.engine_spec import EmbeddedEngineSpec
 
 
@@ -70,8 +70,15 @@ def worker_command(
     argv += ["--config", str(write_child_config(config))]
     descriptors = tuple(listener.fileno() for listener in listeners)
     argv += [part for fd in descriptors for part in ("--fd", str(fd))]
-    env = child_environment([("COMPOSER_REDIS_URL", redis_url), (NAME_VARIABLE, name)])
-    return Command(name, argv, env=env, inherit=descriptors)
+    extra = [("COMPOSER_REDIS_URL", redis_url), (NAME_VARIABLE, name)]
+    if config.workers > 1:
+        extra.append((FOLDER_VARIABLE, str(metrics_folder(config))))
+    return Command(name, argv, env=child_environment(extra), inherit=descriptors)
+
+
+def metrics_folder(config: Config) -> Path:
+    """Where the gateway workers of this host sum up their metrics."""
+    return config.state_dir / "run" / "metrics"
 
 
 def setup_argv(config: Config) -> list[str]:

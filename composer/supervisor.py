@@ -17,7 +17,7 @@ from typing import Self
 
 import aiohttp
 
-from composer.commands import setup_argv, worker_command
+from composer.commands import metrics_folder, setup_argv, worker_command
 from composer.config import Config, configured_specs, find_missing, resolve_experts
 from composer.declared import declare, restore
 from composer.keys import require_admin_key
@@ -145,6 +145,7 @@ class Supervisor:
     async def _start_workers(self, redis_url: str, listener: socket.socket) -> None:
         """Gateway workers share the public socket; each has one of its own to be probed on."""
         config = self._config
+        shutil.rmtree(metrics_folder(config), ignore_errors=True)
         workers = []
         for number in range(1, config.workers + 1):
             name = f"gateway-{number}"

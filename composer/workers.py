@@ -24,6 +24,14 @@ STALE_S = 5.0
 NAME_VARIABLE = "COMPOSER_WORKER"
 """The environment variable in which the supervisor names a worker."""
 
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""The environment variable that names the folder in which several workers sum up their metrics."""
+
+
+def worker_name() -> str:
+    """The name that the supervisor gave this worker; it outlives the process."""
+    return os.environ.get(NAME_VARIABLE, "gateway")
+
 
 class Heartbeat:
     """Owns the task that tells the shared state of this worker, about once a second."""
@@ -35,8 +43,7 @@ class Heartbeat:
         conditions: ConditionsTracker,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        name = os.environ.get(NAME_VARIABLE, "gateway")
-        self._id = f"{name}@{socket.gethostname()}:{os.getpid()}"
+        self._id = f"{worker_name()}@{socket.gethostname()}:{os.getpid()}"
         self._state = state
         self._keeper = keeper
         self._conditions = conditions

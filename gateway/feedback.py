@@ -10,6 +10,7 @@ from composer.stats import give_feedback
 from gateway.asgi import Receive, Scope, Send, read_body, send_json
 from gateway.auth import LOCAL, PRINCIPAL
 from gateway.bodies import parse_json, validate
+from gateway.metrics import Metrics
 
 
 class FeedbackRequest(BaseModel):
@@ -25,8 +26,9 @@ class FeedbackRequest(BaseModel):
 class FeedbackEndpoint:
     """Answers once the feedback is stored."""
 
-    def __init__(self, state: State, limits: Limits, timeouts: Timeouts) -> None:
+    def __init__(self, state: State, metrics: Metrics, limits: Limits, timeouts: Timeouts) -> None:
         self._state = state
+        self._metrics = metrics
         self._limits = limits
         self._timeouts = timeouts
 
@@ -40,4 +42,5 @@ class FeedbackEndpoint:
             request.comment,
             scope.get(PRINCIPAL, LOCAL).key,
         )
+        self._metrics.feedback(stored["expert"], request.score)
         await send_json(send, stored, [(b"x-request-id", request_id.encode())])

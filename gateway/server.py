@@ -95,11 +95,13 @@ def build_server(config: Config, parts: Parts) -> uvicorn.Server:
         for kind in (ChatRequest, CompletionRequest, EmbeddingsRequest)
     }
     own = EmbeddingsEndpoint(parts.pipeline, parts.batcher, relays["embeddings"], config)
+    health = Health(parts.keeper, parts.conditions)
+    parts.recorder.on_flush = lambda backlog: metrics.follow(backlog, connected=health.connected)
     app = Gateway(
         {**relays, "embeddings": own},
-        FeedbackEndpoint(parts.state, config.limits, config.timeouts),
+        FeedbackEndpoint(parts.state, metrics, config.limits, config.timeouts),
         parts.pipeline,
-        Health(parts.keeper, parts.conditions),
+        health,
         metrics,
         config.limits,
         config.timeouts,

@@ -80,9 +80,11 @@ class Recorder:
         while True:
             stopping = self._stopping.is_set()
             try:
-                await self.flush()
+                try:
+                    await self.flush()
+                finally:
+                    self.on_flush(self.backlog)
                 away = False
-                self.on_flush(self.backlog)
             except StateUnavailable as error:
                 if not away or stopping:
                     self._log.warning("statistics wait to be committed", reason=error.message)
