@@ -10,7 +10,7 @@ export function showTrainings(node, trainings) {
   show(node, trainings, () => {
     if (!trainings.length) {
       return empty("No trainings yet. Teach the router with labelled prompts:",
-        "coe train --help\ncoe trainings --help");
+        "coe datasets upload outcomes.jsonl\ncoe trainings start --dataset ID --promote --wait");
     }
     return [table("Trainings", [
       { title: "Training", cell: (t) => [el("b", {}, t.composition),
@@ -52,14 +52,14 @@ export function showCompositions(node, compositions) {
   show(node, compositions, () => {
     if (!compositions.length) {
       return empty("No composition yet. Train one or import one:",
-        "coe train --help\ncoe compositions --help");
+        "coe trainings start --dataset ID --promote --wait\ncoe compositions import DIR");
     }
     return compositions.map((composition) => el("div", { class: "composition" },
       el("h3", {}, composition.name), liveLine(composition), history(composition)));
   });
 }
 
-function liveLine({ live, live_since: since }) {
+function liveLine({ live, changed_at: since }) {
   if (!live) return note("Nothing is live: requests for it are refused until one is promoted.");
   return note(`${count(live.experts.length)} experts, ${count(live.categories.length)} categories, ` +
     `quality weight ${live.quality_weight}${since ? `, live since ${moment(since)}` : ""}.`);

@@ -18,7 +18,7 @@ export function showExperts(node, experts, stats, quality) {
     const rows = [...known, ...gone].sort(byRequests);
     if (!rows.length) {
       return empty("No experts are registered. Register one:",
-        "coe experts add my-expert --kind remote --url http://127.0.0.1:8001");
+        "coe experts add --id mine --kind remote --url http://127.0.0.1:8001 --served-name my-model");
     }
     rows.forEach(({ id }) => colour(id));
     return table("Experts", expertColumns(quality), rows);
@@ -117,7 +117,7 @@ function explain(category) {
 
 export function showQuality(node, tables) {
   show(node, tables, () => {
-    if (!tables.length) return empty("No composition is live. Train one:", "coe train --help");
+    if (!tables.length) return empty("No composition is live: see below.");
     return tables.map(({ composition, summary, ...scores }) => el("div", { class: "quality" },
       tables.length > 1 ? el("h3", {}, composition) : null,
       scores.expected ? heat(scores) : note("This router keeps no table of scores."),

@@ -5,6 +5,7 @@ import { el, empty, show } from "./dom.js";
 import { count, dollars, milliseconds, NONE, percent, rounded, seconds } from "./format.js";
 
 const MOST_EXPERTS = 8;
+const FEWEST_STEPS = 20;
 
 export function firstRequest() {
   const body = '{"model": "auto", "messages": [{"role": "user", "content": "What is 12 * 7?"}]}';
@@ -57,7 +58,7 @@ export function showTraffic(node, stats) {
     marker: { color: expert === OTHERS ? "var(--muted)" : colour(expert) },
   }));
   draw(node, traces, { barmode: "stack", bargap: 0.15, showlegend: true,
-    xaxis: window_(stats), yaxis: { tickformat: "~s" } },
+    xaxis: span(stats), yaxis: { tickformat: "~s" } },
     `Requests over time, ${stats.totals.requests} in all`);
 }
 
@@ -92,7 +93,7 @@ export function showLatency(node, stats) {
     line("first token p50", "var(--c1)", "solid", (l) => l.first_token?.p50),
     line("routing p50", "var(--c2)", "solid", (l) => l.routing?.p50),
   ];
-  draw(node, traces, { showlegend: true, xaxis: window_(stats),
+  draw(node, traces, { showlegend: true, xaxis: span(stats),
     yaxis: { ticksuffix: " ms", tickformat: "~s" } },
     `Latency over time, median answer ${milliseconds(stats.totals.latency_ms.total?.p50)}`);
 }
@@ -109,8 +110,11 @@ function aligned(at, series, value, missing) {
   return at.map((t) => points.get(t) ?? missing);
 }
 
-function window_({ from, to, step_s: step }) {
-  return { range: [local(Math.floor(from / step) * step - step / 2), local(to)] };
+// From the first request on, but never so close that a few steps fill the chart.
+function span({ from, to, step_s: step, series }) {
+  const busy = series.filter((point) => point.requests).map((point) => point.at);
+  const first = Math.max(from, Math.min(...busy, to - FEWEST_STEPS * step) - step);
+  return { range: [local(Math.floor(first / step) * step - step / 2), local(to)] };
 }
 
 // Plotly has no time zones: times are given to it as they stand on the reader's clock.
