@@ -6,20 +6,21 @@ when the key passes away (Unix seconds, null: never).
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
 import orjson
 
 from composer.state import PREFIX, Connection
+from composer.stats.keys import SEQUENCE
 from experts.errors import ArchiveError, StateUnavailable
 
 PATTERN = f"{PREFIX}stats:*"
 MAX_LINE = 64 << 20
 PIECE = 500
 """Items of a key that are read or written at a time."""
-
+BATCH_BYTES = 1 << 20
 _STAGED_S = 3600
 """What an import that was killed left behind passes away by itself."""
 
@@ -53,17 +54,17 @@ class StagedStatistics:
         Raises:
             ArchiveError: a line is none of `dump`.
         """
-        for line in lines:
-            key, kind, items, until = _parse(line)
-            if until is not None and until <= time.time():
-                continue
-            staged = self._prefix + key
+        for batch in _batches(lines):
             async with self._connection.redis.pipeline(transaction=True) as pipe:
-                for command in _WRITERS[kind](staged, items):
-                    pipe.execute_command(*command)
-                pipe.expire(staged, _STAGED_S)
+                for line in batch:
+                    key, kind, items, until = _parse(line)
+                    if until is not None and until <= time.time():
+                        continue
+                    for command in _WRITERS[kind](self._prefix + key, items):
+                        pipe.execute_command(*command)
+                    pipe.expire(self._prefix + key, _STAGED_S)
+                    self.keys[key] = until
                 await self._connection.call(pipe.execute())
-            self.keys[key] = until
 
     def take_over(self, pipe: Any, *, replace: bool) -> None:
         """Queue the renaming. Without `replace`, what is there already stays."""
@@ -82,8 +83,21 @@ class StagedStatistics:
 
 
 async def existing(connection: Connection) -> set[str]:
-    """Names of the statistics that are there."""
+    """Names of the statistics that are there. How far each worker has counted is none of them."""
     return {key async for key in _scan(connection)}
+
+
+def _batches(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Lines to be written at once: the server syncs every write to the disk."""
+    batch: list[bytes] = []
+    size = 0
+    for line in lines:
+        batch.append(line)
+        size += len(line)
+        if size > BATCH_BYTES or len(batch) == PIECE:
+            yield batch
+            batch, size = [], 0
+    yield batch
 
 
 async def _scan(connection: Connection) -> AsyncIterator[str]:
@@ -93,7 +107,8 @@ async def _scan(connection: Connection) -> AsyncIterator[str]:
             connection.redis.scan(cursor, match=PATTERN, count=PIECE)
         )
         for key in keys:
-            yield key
+            if not key.startswith(SEQUENCE):
+                yield key
         if cursor == 0:
             return
 
