@@ -16,6 +16,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "experts": ("composer.cli.experts", "Register, list, drain and remove experts."),
     "train": ("composer.cli.train", "Train a router from labelled task data."),
     "route": ("composer.cli.route", "Ask a running gateway where a prompt would go."),
+    "stats": ("composer.cli.stats", "Show requests, latency, cost and feedback."),
+    "decisions": ("composer.cli.decisions", "List, inspect and export recent decisions."),
     "keys": ("composer.cli.keys", "Make, list and remove API keys."),
     "state": ("composer.cli.state", "Export or import the whole state."),
     "config": ("composer.cli.config", "Check or show the configuration."),

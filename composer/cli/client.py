@@ -68,6 +68,21 @@ async def post(
     return await request(session, "POST", url, json=body)
 
 
+def fetch(url: str, path: str, *, params: Mapping[str, str] | None = None) -> bytes:
+    """The bare body of an answer, for a command that is not asynchronous itself.
+
+    Raises:
+        GatewayError: with the gateway's own words.
+    """
+
+    async def run() -> bytes:
+        async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
+            raw, _ = await _exchange(session, "GET", url.rstrip("/") + path, params=params)
+            return raw
+
+    return asyncio.run(run())
+
+
 async def request(
     session: aiohttp.ClientSession,
     method: str,
@@ -82,6 +97,24 @@ async def request(
     Raises:
         GatewayError: with the gateway's own words.
     """
+    raw, found = await _exchange(session, method, url, json=json, data=data, params=params)
+    if not raw:
+        return None, found
+    try:
+        return orjson.loads(raw), found
+    except orjson.JSONDecodeError as error:
+        raise GatewayError(f"no JSON from {url}") from error
+
+
+async def _exchange(
+    session: aiohttp.ClientSession,
+    method: str,
+    url: str,
+    *,
+    json: Any = None,
+    data: Body = None,
+    params: Mapping[str, str] | None = None,
+) -> tuple[bytes, dict[str, str]]:
     headers = auth_headers()
     if json is not None:
         data = orjson.dumps(json)
@@ -95,12 +128,7 @@ async def request(
         raise GatewayError(f"no answer from {url}: {type(error).__name__} {error}") from error
     if status >= 300:
         raise refusal(url, status, raw)
-    if not raw:
-        return None, found
-    try:
-        return orjson.loads(raw), found
-    except orjson.JSONDecodeError as error:
-        raise GatewayError(f"status {status} from {url}, and no JSON", status=status) from error
+    return raw, found
 
 
 def refusal(url: str, status: int, body: bytes) -> GatewayError:
