@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,14 @@ class _Job:
     text: str
     vector: asyncio.Future[Vector]
     waiters: int = 0
+    started: float = math.inf
+
+
+class Encoded(NamedTuple):
+    """A text's vector, and how long the text waited before its batch began."""
+
+    vector: Vector
+    queue_ms: float
 
 
 class MicroBatcher:
@@ -60,6 +68,10 @@ class MicroBatcher:
         await self.close()
 
     async def encode(self, text: str) -> Vector:
+        """The text's vector (d,); see `submit`."""
+        return (await self.submit(text)).vector
+
+    async def submit(self, text: str) -> Encoded:
         """The text's vector (d,), read-only, since all who asked for this text share it.
 
         Raises `Overloaded` when `max_waiting` callers wait already, `NotReady` after `close`, and
@@ -75,9 +87,11 @@ class MicroBatcher:
         job = self._running.get(text) or self._waiting.get(text) or self._enqueue(text)
         job.waiters += 1
         self._waiters += 1
+        came = time.perf_counter()
         try:
             # The shield keeps one caller's cancellation from the others.
-            return await asyncio.shield(job.vector)
+            vector = await asyncio.shield(job.vector)
+            return Encoded(vector, max(0.0, job.started - came) * 1000)
         finally:
             self._waiters -= 1
             job.waiters -= 1
@@ -109,6 +123,8 @@ class MicroBatcher:
         self._running = {job.text: job for job in batch}
         loop = asyncio.get_running_loop()
         started = time.perf_counter()
+        for job in batch:
+            job.started = started
 
         def finished(result: Future[Vector]) -> None:
             loop.call_soon_threadsafe(self._finish, batch, result, started)

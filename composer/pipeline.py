@@ -8,19 +8,25 @@ from typing import NoReturn
 
 from composer.batching import MicroBatcher
 from composer.conditions import ConditionsTracker
-from composer.score_cache import ScoreCache, cache_key, normalise
+from composer.packing import Entry
+from composer.score_cache import DecisionCache, normalise
+from composer.sessions import Sessions
 from composer.snapshots import LiveComposition, SnapshotKeeper, View
 from experts.errors import NotReady, UnknownModel
 from experts.spec import ExpertSpec
 from routers.encoders.base import Encoder
-from routers.ranking import rank
+from routers.ranking import rank, stay
 from routers.types import DIRECT, CacheState, Decision, RouteQuery, Scores
 
 
 @dataclass(frozen=True, slots=True)
 class _Scored:
+    """Scores, and where they came from."""
+
     scores: Scores
     cache: CacheState
+    queue_ms: float = 0.0
+    saved_ms: float = 0.0
 
 
 class Pipeline:
@@ -31,8 +37,9 @@ class Pipeline:
         keeper: SnapshotKeeper,
         encoder: Encoder,
         batcher: MicroBatcher,
-        cache: ScoreCache,
+        cache: DecisionCache,
         conditions: ConditionsTracker,
+        sessions: Sessions,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._keeper = keeper
@@ -40,6 +47,7 @@ class Pipeline:
         self._batcher = batcher
         self._cache = cache
         self._conditions = conditions
+        self._sessions = sessions
         self._clock = clock
 
     @property
@@ -78,6 +86,11 @@ class Pipeline:
             self._conditions.current(),
             composition.record.quality_weight,
         )
+        kept = False
+        if query.session:
+            expert = await self._sessions.expert_of(model, query.session)
+            ranked, ranking = ranking, stay(ranking, expert, self._sessions.switch_gain)
+            kept = ranking is not ranked
         return Decision(
             id=_decision_id(),
             composition=model,
@@ -87,18 +100,33 @@ class Pipeline:
             cache=scored.cache,
             encoder=self._encoder.id,
             route_ms=(self._clock() - start) * 1000,
+            queue_ms=scored.queue_ms,
+            saved_ms=scored.saved_ms,
+            kept=kept,
         )
 
+    async def keep(self, query: RouteQuery, decision: Decision, expert: str) -> None:
+        """`expert` answers: the session of the query, if it has one, is with it from now on.
+
+        A canned answer is no reason to leave the expert that the session is with.
+        """
+        spec = self._keeper.view.snapshot.experts.get(expert)
+        if query.session and decision.composition and spec is not None and spec.kind != "null":
+            await self._sessions.keep(decision.composition, query.session, expert)
+
     async def _scores(self, composition: LiveComposition, text: str) -> _Scored:
+        start = self._clock()
         text = normalise(text)
-        key = cache_key(composition.record.version, self._encoder.id, text)
-        known = self._cache.get(key)
-        if known is not None:
-            return _Scored(known, "hit")
-        embedding = await self._batcher.encode(text)
-        scores = composition.artefact.router.score(embedding)
-        self._cache.put(key, scores)
-        return _Scored(scores, "miss" if self._cache.capacity else "off")
+        cache = self._cache
+        key = cache.key(composition.record.version, text)
+        entry = cache.local.get(key) or await cache.find(composition, key)
+        if entry is not None:
+            saved_ms = entry.took_ms - (self._clock() - start) * 1000
+            return _Scored(entry.scores, "hit", saved_ms=max(0.0, saved_ms))
+        encoded = await self._batcher.submit(text)
+        scores = composition.artefact.router.score(encoded.vector)
+        cache.put(composition, key, Entry(scores, (self._clock() - start) * 1000))
+        return _Scored(scores, "miss" if cache.enabled else "off", queue_ms=encoded.queue_ms)
 
     def _direct(self, spec: ExpertSpec, query: RouteQuery, start: float) -> Decision:
         """A request that names its expert is ranked alone, so its needs are still checked."""

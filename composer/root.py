@@ -9,8 +9,11 @@ from composer.conditions import ConditionsTracker
 from composer.config import Config
 from composer.dispatch import Dispatcher
 from composer.pipeline import Pipeline
-from composer.score_cache import ScoreCache
-from composer.snapshots import SnapshotKeeper
+from composer.quick_redis import QuickRedis
+from composer.score_cache import DecisionCache, LocalCache
+from composer.sessions import Sessions
+from composer.shared_cache import SharedCache
+from composer.snapshots import SnapshotKeeper, View
 from composer.state import State
 from composer.stats import Recorder
 from composer.upstream import UpstreamClient
@@ -27,6 +30,7 @@ class Parts:
     keeper: SnapshotKeeper
     conditions: ConditionsTracker
     batcher: MicroBatcher
+    scores: DecisionCache
     pipeline: Pipeline
     dispatcher: Dispatcher
     recorder: Recorder
@@ -51,10 +55,18 @@ async def build(config: Config, redis_url: str) -> AsyncIterator[Parts]:
             )
         )
         await batcher.encode("warm-up")
-        client = await stack.enter_async_context(UpstreamClient(config.limits, config.timeouts))
-        keeper = await stack.enter_async_context(
-            SnapshotKeeper(state, encoder, on_change=conditions.follow)
+        quick = await stack.enter_async_context(
+            QuickRedis(redis_url, config.cache.timeout_ms / 1000)
         )
+        shared = await stack.enter_async_context(SharedCache(quick, config.cache))
+        scores = DecisionCache(LocalCache(config.cache.local_entries), shared, encoder.id)
+
+        def follow(view: View) -> None:
+            conditions.follow(view)
+            scores.follow(view)
+
+        client = await stack.enter_async_context(UpstreamClient(config.limits, config.timeouts))
+        keeper = await stack.enter_async_context(SnapshotKeeper(state, encoder, on_change=follow))
         await stack.enter_async_context(Heartbeat(state, keeper, conditions))
         recorder = await stack.enter_async_context(Recorder(state, config.stats))
         yield Parts(
@@ -63,12 +75,14 @@ async def build(config: Config, redis_url: str) -> AsyncIterator[Parts]:
             keeper=keeper,
             conditions=conditions,
             batcher=batcher,
+            scores=scores,
             pipeline=Pipeline(
                 keeper,
                 encoder,
                 batcher,
-                ScoreCache(config.cache.local_entries),
+                scores,
                 conditions,
+                Sessions(quick, config.sessions),
             ),
             dispatcher=Dispatcher(keeper, client, conditions, config.limits),
             recorder=recorder,

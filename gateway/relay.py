@@ -150,6 +150,7 @@ class _Exchange:
     async def _relay(self, send: Send, explain: bool) -> None:
         assert self._answer is not None
         if self._answer.rest is None:
+            await self._keep_session(self._answer)
             async with self._reading():
                 await send_answer(send, 200, self._answer.body, self._headers(explain))
             self.record("ok", 200)
@@ -162,6 +163,7 @@ class _Exchange:
         assert self._answer.rest is not None
         rest = self._answer.rest
         try:
+            await self._keep_session(self._answer)
             headers.append((b"cache-control", b"no-store"))
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await self._send_part(send, self._answer.body)
@@ -174,6 +176,11 @@ class _Exchange:
             self.record("ok", 200)
         else:
             self.record("error", 200, error=rest.error)
+
+    async def _keep_session(self, answer: Answer) -> None:
+        """Before the client has its answer: its next turn may come to another worker."""
+        if self._query.session:
+            await self._endpoint._pipeline.keep(self._query, self._decision, answer.expert)
 
     async def _send_part(self, send: Send, data: bytes) -> None:
         async with self._reading():

@@ -21,6 +21,9 @@ def decision_view(decision: Decision, *, explain: bool) -> dict[str, Any]:
         "reason": reason_of(decision),
         "cache": decision.cache,
         "route_ms": round(decision.route_ms, 3),
+        "queue_ms": round(decision.queue_ms, 3),
+        "saved_ms": round(decision.saved_ms, 3),
+        "kept": decision.kept,
         "ranking": [candidate.id for candidate in decision.experts],
     }
     if explain:

@@ -12,6 +12,8 @@ def reason_of(decision: Decision) -> str:
         where = f"unsure of the category: {scores.unsure_because}; over all prompts"
     else:
         where = f"category '{scores.category}' ({scores.category_probability:.2f}), where"
+    if decision.kept:
+        where = f"the session is with '{best.id}'; {where}"
     text = f"{where} '{best.id}' is expected to score {best.quality:.2f}"
     if len(decision.experts) > 1:
         second = decision.experts[1]

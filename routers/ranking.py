@@ -82,6 +82,20 @@ def rank(
     return Ranking(tuple([candidate for _, candidate in candidates]), ruled_out)
 
 
+def stay(ranking: Ranking, expert: str | None, switch_gain: float) -> Ranking:
+    """The ranking with the session's expert first, the others behind it as they were.
+
+    The ranking itself comes back where that expert stands first already, is no candidate, or is
+    expected to score more than `switch_gain` below the best.
+    """
+    best = ranking.experts[0]
+    own = next((c for c in ranking.experts if c.id == expert), best)
+    if own is best or best.quality - own.quality > switch_gain:
+        return ranking
+    others = tuple(candidate for candidate in ranking.experts if candidate is not own)
+    return Ranking((own, *others), ranking.ruled_out)
+
+
 def _refuse(ruled_out: Mapping[str, str], conditions: Conditions) -> NoReturn:
     reasons = "; ".join(f"{expert}: {reason}" for expert, reason in ruled_out.items())
     if any(conditions.unavailable.get(e) == reason for e, reason in ruled_out.items()):

@@ -43,6 +43,7 @@ class Running:
     session: aiohttp.ClientSession
     redis: Service
     state: State
+    redis_url: str
 
 
 @asynccontextmanager
@@ -100,20 +101,29 @@ async def small_gateway(
         await put_ready(state, specs)
         await state.endpoints.put({endpoint.engine: endpoint for endpoint in endpoints})
         await make_live(state, version, folder / "artefact")
-        listener = socket.socket()
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(128)
-        base = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        async with build(config, url) as parts:
-            server = build_server(config, parts)
-            task = asyncio.create_task(server.serve(sockets=[listener]))
-            try:
-                async with aiohttp.ClientSession(base) as session:
-                    await until_ready(session)
-                    yield Running(base, session, redis, state)
-            finally:
-                server.should_exit = True
-                await task
+        async with gateway_worker(config, url) as (base, session):
+            yield Running(base, session, redis, state, url)
+
+
+@asynccontextmanager
+async def gateway_worker(
+    config: Config, url: str
+) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]:
+    """One gateway worker on a Redis that is there; yields its URL and a session based on it."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(128)
+    base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    async with build(config, url) as parts:
+        server = build_server(config, parts)
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            async with aiohttp.ClientSession(base) as session:
+                await until_ready(session)
+                yield base, session
+        finally:
+            server.should_exit = True
+            await task
 
 
 async def put_ready(state: State, specs: Iterable[ExpertSpec]) -> None:

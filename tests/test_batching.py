@@ -75,6 +75,21 @@ async def test_requests_read_together_share_one_pass_when_the_encoder_is_free(
     assert [tuple(vector) for vector in vectors] == [vector_of(text) for text in ("a", "bb", "ccc")]
 
 
+async def test_time_in_the_queue_is_told_when_the_encoder_is_busy(
+    batcher: MicroBatcher, encoder: GatedEncoder
+) -> None:
+    first = await busy(batcher, encoder)
+    second = asyncio.create_task(batcher.submit("second"))
+    await asyncio.sleep(0.05)
+    encoder.gate.set()
+    await first
+
+    waited = await second
+    assert tuple(waited.vector) == vector_of("second")
+    assert 40 < waited.queue_ms < 2000
+    assert (await batcher.submit("alone")).queue_ms < 20
+
+
 async def test_what_waits_forms_batches_of_bounded_size_when_the_encoder_is_busy(
     batcher: MicroBatcher, encoder: GatedEncoder
 ) -> None:

@@ -2,6 +2,7 @@
 
 from composer.state.connection import PREFIX, Connection, Table
 from composer.state.records import (
+    CacheFlush,
     CompositionVersion,
     DatasetRecord,
     Endpoint,
@@ -21,6 +22,7 @@ __all__ = [
     "EMPTY_SNAPSHOT",
     "PREFIX",
     "SCHEMA_VERSION",
+    "CacheFlush",
     "CompositionVersion",
     "Connection",
     "DatasetRecord",

@@ -109,6 +109,12 @@ class KeyRecord(Record):
     hint: str = ""
 
 
+class CacheFlush(Record):
+    """When the decision cache of a composition's version was flushed."""
+
+    at: float
+
+
 class DatasetRecord(Record):
     """Uploaded labelled task data and where it came from. `file` is its place on this host.
 

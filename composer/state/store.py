@@ -9,6 +9,7 @@ import orjson
 
 from composer.state.connection import GENERATION, PREFIX, Connection, Table, write
 from composer.state.records import (
+    CacheFlush,
     CompositionVersion,
     DatasetRecord,
     Endpoint,
@@ -23,6 +24,9 @@ from experts.errors import StateUnavailable
 from experts.spec import ExpertSpec
 
 SCHEMA_VERSION = 2
+EVERY_VERSION = "*"
+"""Stands for all versions among the flushes of the decision cache."""
+
 _SCHEMA = f"{PREFIX}schema"
 
 
@@ -32,7 +36,8 @@ def _none() -> Mapping[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What gateways serve from, at one generation; `keys` are by the digest of their secret."""
+    """What gateways serve from, at one generation; `keys` are by the digest of their secret,
+    `flushes` of the decision cache by version."""
 
     generation: int
     records: Mapping[str, ExpertRecord] = field(default_factory=_none)
@@ -40,6 +45,7 @@ class Snapshot:
     endpoints: Mapping[str, Endpoint] = field(default_factory=_none)
     compositions: Mapping[str, CompositionVersion] = field(default_factory=_none)
     keys: Mapping[str, KeyRecord] = field(default_factory=_none)
+    flushes: Mapping[str, float] = field(default_factory=_none)
     experts: Mapping[str, ExpertSpec] = field(default_factory=_none)
     """The specs of `records`, with what each inherits from its base."""
 
@@ -62,6 +68,7 @@ class State:
         self.endpoints = Table(c, "endpoints", Endpoint)
         self.live = Table(c, "live", LiveRecord)
         self.keys = Table(c, "keys", KeyRecord)
+        self.flushes = Table(c, "flushes", CacheFlush)
         self.versions = Table(c, "versions", CompositionVersion, watched=False)
         self.datasets = Table(c, "datasets", DatasetRecord, watched=False)
         self.trainings = Table(c, "trainings", TrainingRecord, watched=False)
@@ -150,8 +157,10 @@ class State:
             self.endpoints,
             self.live,
             self.keys,
+            self.flushes,
         )
-        generation, (records, statuses, endpoints, live, keys) = await self.together(tables)
+        generation, raws = await self.together(tables)
+        records, statuses, endpoints, live, keys, flushes = raws
         return Snapshot(
             generation=generation,
             records=MappingProxyType(records),
@@ -159,6 +168,7 @@ class State:
             endpoints=MappingProxyType(endpoints),
             compositions=MappingProxyType({name: r.current for name, r in live.items()}),
             keys=MappingProxyType({key.digest: key for key in keys.values()}),
+            flushes=MappingProxyType({version: flush.at for version, flush in flushes.items()}),
             experts=MappingProxyType({e: record.spec for e, record in records.items()}),
         )
 

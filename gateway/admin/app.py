@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from composer.logs import get_logger, request_id
 from composer.root import Parts
 from experts.errors import ComposerError, TooLarge, TooSlow
-from gateway.admin import backup, decisions, experts, keys, quality, stats, workers
+from gateway.admin import backup, cache, decisions, experts, keys, quality, stats, workers
 from gateway.errors import INTERNAL, HttpError, error_body, http_error, retry_after
 
 RESOURCES = (
@@ -17,6 +17,7 @@ RESOURCES = (
     quality.router,
     stats.router,
     workers.router,
+    cache.router,
     backup.router,
 )
 

@@ -297,6 +297,12 @@ _ANSWERS: dict[str, Schema] = {
         reason=_text("Why, in words."),
         cache=_text("`hit`, `miss` or `off`."),
         route_ms=_number("Milliseconds that routing took."),
+        queue_ms=_number("Milliseconds of them that the prompt waited for the encoder."),
+        saved_ms=_number("Milliseconds that a hit of the cache spared."),
+        kept={
+            "type": "boolean",
+            "description": "Whether the expert stands first because the session is with it.",
+        },
         ranking=_list("Experts, best first: the tail is the fallback chain.", "string"),
         scores=_map("With `explain`: expected `quality` and `utility` of each expert.", "object"),
         ruled_out=_map("With `explain`: who may not or can't answer, and why.", "string"),

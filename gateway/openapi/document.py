@@ -19,6 +19,7 @@ TAGS = {
     "compositions": "Versions of compositions: import, make live, go back.",
     "stats": "Requests, tokens, cost and latency over time.",
     "decisions": "What was decided for each request, why, and what became of it.",
+    "cache": "The decision cache: how full it is, and flushing it.",
     "keys": "API keys with the scopes `user` and `admin`.",
     "workers": "The gateway's worker processes.",
     "state": "The whole state as one archive.",
