@@ -1,6 +1,6 @@
 // Charts by Plotly.js in the page's own colours, redrawn when those change.
 
-const PALETTE = 8;
+const PALETTE = 10;
 const positions = new Map();
 const drawn = new Map();
 

@@ -30,7 +30,7 @@ function columns(redraw) {
       title: "show the whole decision", onclick: () => toggle(id),
     }, moment(at)) },
     { title: "Expert", cell: answeredBy },
-    { title: "Category", cell: ({ category, general, category_probability: probability }) =>
+    { title: "Category", name: true, cell: ({ category, general, category_probability: probability }) =>
       [category, general || !probability ? null : el("small", {}, percent(probability))] },
     { title: "Why", wide: true, cell: ({ reason }) => reason || NONE },
     { title: "Cache", cell: ({ cache }) => CACHE[cache] ?? cache },

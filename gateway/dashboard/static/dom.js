@@ -28,13 +28,13 @@ export function show(node, shown, build) {
   if (focused) document.getElementById(focused)?.focus();
 }
 
-// `columns` are {title, cell(row), number, hint, wide}; `after(row)` may give a row of details.
+// `columns` are {title, cell(row), number, hint, wide, name}; `after(row)` may give a row of details.
 export function table(caption, columns, rows, after = () => null) {
   const head = columns.map(({ title, number, hint }) =>
     el("th", { scope: "col", class: number && "number", title: hint }, title));
   const body = rows.flatMap((row) => {
-    const cells = columns.map(({ cell, number, wide }) =>
-      el("td", { class: [number && "number", wide && "wide"].filter(Boolean).join(" ") || null },
+    const cells = columns.map(({ cell, number, wide, name }) =>
+      el("td", { class: [number && "number", wide && "wide", name && "name"].filter(Boolean).join(" ") || null },
         cell(row)));
     const details = after(row);
     return details === null

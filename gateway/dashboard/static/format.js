@@ -21,8 +21,8 @@ export function rounded(value) {
 export function percent(value) {
   if (!isNumber(value)) return NONE;
   const hundred = value * 100;
-  const digits = hundred > 0 && hundred < 10 ? 1 : hundred > 99 && hundred < 100 ? 1 : 0;
-  return `${hundred.toFixed(digits)} %`;
+  if (hundred > 99 && hundred < 100) return `${Math.min(99.9, hundred).toFixed(1)} %`;
+  return `${hundred.toFixed(hundred > 0 && hundred < 9.95 ? 1 : 0)} %`;
 }
 
 export function score(value) {

@@ -4,7 +4,7 @@ import { colour, draw, erase, plain } from "./charts.js";
 import { el, empty, show } from "./dom.js";
 import { count, dollars, milliseconds, NONE, percent, rounded, seconds } from "./format.js";
 
-const MOST_EXPERTS = 8;
+const MOST_EXPERTS = 10;
 const FEWEST_STEPS = 20;
 
 export function firstRequest() {
@@ -82,10 +82,12 @@ export function showLatency(node, stats) {
     return;
   }
   const { at, shown } = grid(stats);
-  const line = (name, colourOf, dash, of) => ({
+  const longest = Math.max(0, ...stats.series.map((point) => point.latency_ms.total?.p95 || 0));
+  const unit = longest >= 2000 ? { name: "s", ms: 1000 } : { name: "ms", ms: 1 };
+  const line = (name, colour, dash, of) => ({
     type: "scatter", mode: "lines+markers", name, x: shown,
-    y: aligned(at, stats.series, (point) => of(point.latency_ms) ?? null, null),
-    line: { color: colourOf, width: 2, dash }, marker: { color: colourOf, size: 4 },
+    y: aligned(at, stats.series, (point) => scaled(of(point.latency_ms), unit.ms), null),
+    line: { color: colour, width: 2, dash }, marker: { color: colour, size: 4 },
   });
   const traces = [
     line("answer p95", "var(--c0)", "dot", (l) => l.total?.p95),
@@ -94,8 +96,12 @@ export function showLatency(node, stats) {
     line("routing p50", "var(--c2)", "solid", (l) => l.routing?.p50),
   ];
   draw(node, traces, { showlegend: true, xaxis: span(stats),
-    yaxis: { ticksuffix: " ms", tickformat: "~s" } },
+    yaxis: { ticksuffix: ` ${unit.name}`, hoverformat: ".3~g" } },
     `Latency over time, median answer ${milliseconds(stats.totals.latency_ms.total?.p50)}`);
+}
+
+function scaled(value, by) {
+  return typeof value === "number" ? value / by : null;
 }
 
 // The steps of the series; a step without requests has no point of its own there.
