@@ -120,6 +120,8 @@ class FaultyServer:
         if model == "error-event":
             await response.write(b'data: {"error": {"message": "out of memory"}}\n\n')
             return response
+        if model == "escapes":
+            await response.write(chunk(model, {"content": "\x1b[2Jclean"}))
         if model == "crlf":
             text = chunk(model, {"content": "Hello"}) + b"data: [DONE]\n\n"
             await response.write(text.replace(b"\n", b"\r\n"))
