@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "experts": ("composer.cli.experts", "Register, list, drain and remove experts."),
     "train": ("composer.cli.train", "Train a router from labelled task data."),
     "chat": ("composer.cli.chat", "Talk with a running gateway."),
+    "grade": ("composer.cli.grade", "Grade an expert by checking its answers."),
     "route": ("composer.cli.route", "Ask a running gateway where a prompt would go."),
     "stats": ("composer.cli.stats", "Show requests, latency, cost and feedback."),
     "decisions": ("composer.cli.decisions", "List, inspect and export recent decisions."),

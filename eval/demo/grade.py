@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,9 @@ import orjson
 from composer.config import demo_data_files, demo_experts_file, load_config, read_experts
 from composer.dispatch import expert_body
 from composer.processes import child_environment
-from eval.demo.checkers import compile_check
+from eval.demo.checkers import CheckError, compile_check
 from experts.engines.embedded.weights import prepare_smollm2
+from experts.errors import DataError
 from experts.null import null_answer
 from experts.registry import index_experts
 from experts.spec import ExpertSpec
@@ -54,14 +55,36 @@ class Graded:
     tokens: int
 
 
-def read_prompts() -> list[Prompt]:
-    """The shipped prompts that carry a check."""
-    return [
-        Prompt(row["id"], row["category"], row["prompt"], row["check"])
-        for file in demo_data_files()
-        if file.parent.name == "prompts"
-        for row in map(json.loads, file.read_text().splitlines())
-    ]
+Ask = Callable[[str], Awaitable[tuple[str, int]]]
+"""Sends a prompt; gives the answer and how many tokens it has."""
+
+
+def read_prompts(files: Sequence[Path] = ()) -> list[Prompt]:
+    """Prompts that carry a check; without files, those that come with Composer.
+
+    Raises:
+        DataError: a file can't be read, or a line is no prompt with a category and a valid check.
+    """
+    shipped = [file for file in demo_data_files() if file.parent.name == "prompts"]
+    return [prompt for file in files or shipped for prompt in _read_file(file)]
+
+
+def _read_file(file: Path) -> Iterator[Prompt]:
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"can't read {file}: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            prompt = Prompt(row["id"], row["category"], row["prompt"], row["check"])
+            compile_check(prompt.check)
+        except CheckError as error:
+            raise DataError(f"{file}:{number}: {error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            message = "a line needs 'id', 'category', 'prompt' and 'check'"
+            raise DataError(f"{file}:{number}: {message}") from error
+        yield prompt
 
 
 @contextmanager
@@ -92,17 +115,34 @@ async def grade(url: str, prompts: Sequence[Prompt], spec: ExpertSpec) -> list[G
     if spec.kind == "null":
         text = orjson.loads(null_answer(spec))["choices"][0]["message"]["content"]
         return [Graded(p, spec.id, text, compile_check(p.check)(text), 0) for p in prompts]
-    slots = asyncio.Semaphore(CONCURRENCY)
     async with aiohttp.ClientSession(timeout=REQUEST) as session:
         await _until_ready(session, url)
+        return await grade_answers(prompts, spec.id, lambda text: _ask(session, url, spec, text))
 
-        async def one(prompt: Prompt) -> Graded:
-            async with slots:
-                answer, tokens = await _ask(session, url, spec, prompt.text)
-            scored = await asyncio.to_thread(compile_check(prompt.check), answer)
-            return Graded(prompt, spec.id, answer, scored, tokens)
 
-        return await asyncio.gather(*(one(prompt) for prompt in prompts))
+async def grade_answers(
+    prompts: Sequence[Prompt],
+    expert: str,
+    ask: Ask,
+    *,
+    concurrency: int = CONCURRENCY,
+    on_graded: Callable[[Graded], None] = lambda graded: None,
+) -> list[Graded]:
+    """An expert's answers to all prompts, scored; in the order of the prompts. What `ask` raises
+    ends it."""
+    slots = asyncio.Semaphore(concurrency)
+
+    async def one(prompt: Prompt) -> Graded:
+        async with slots:
+            answer, tokens = await ask(prompt.text)
+        scored = await asyncio.to_thread(compile_check(prompt.check), answer)
+        graded = Graded(prompt, expert, answer, scored, tokens)
+        on_graded(graded)
+        return graded
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(prompt)) for prompt in prompts]
+    return [task.result() for task in tasks]
 
 
 async def _ask(
