@@ -59,21 +59,28 @@ def list_decisions(
     if as_json:
         announce(json.dumps(views, indent=2))
         return
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table()
-    for column in ("time", "decision", "category", "answered by", "status", "ms", "feedback"):
-        table.add_column(column, overflow="fold", justify="right" if column == "ms" else "left")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("time", "decision"):
+        table.add_column(column, no_wrap=True)
+    for column in ("category", "answered by"):
+        table.add_column(column, overflow="fold")
+    for column in ("ms", "score"):
+        table.add_column(column, no_wrap=True, justify="right")
     for view in views:
         outcome, given = view["outcome"], view["feedback"]
+        answered = Text(view["answered_by"] or "nobody")
+        if outcome["status"] != "ok":
+            answered.append(f" ({outcome['status']})", "red")
         table.add_row(
-            _moment(view["at"]),
+            _moment(view["at"], short=True),
             view["id"],
-            Text(f"{view['category']} {view['category_probability']:.2f}"),
-            Text(view["answered_by"] or "nobody"),
-            Text(outcome["status"], "" if outcome["status"] == "ok" else "red"),
+            Text(view["category"]),
+            answered,
             f"{outcome['total_ms']:,.0f}",
             "" if given is None else f"{given['score']:.2f}",
         )
@@ -179,5 +186,9 @@ def _page(url: str, cursor: str) -> list[bytes]:
     return lines
 
 
-def _moment(at: float) -> str:
-    return datetime.fromtimestamp(at).strftime("%m-%d %H:%M:%S")
+def _moment(at: float, *, short: bool = False) -> str:
+    """Local time; `short` leaves out what is plain: the date of today, the seconds before it."""
+    when = datetime.fromtimestamp(at)
+    if not short:
+        return f"{when:%Y-%m-%d %H:%M:%S}"
+    return f"{when:%H:%M:%S}" if when.date() == datetime.now().date() else f"{when:%m-%d %H:%M}"

@@ -19,7 +19,7 @@ WATCH_S = 2.0
 GROUPS = ("expert", "category", "composition")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _BARS = " ▁▂▃▄▅▆▇█"
-_WIDTH = 72
+_WIDTH = 61
 
 
 def duration(ctx: click.Context, param: click.Parameter, value: str) -> int:
@@ -41,6 +41,9 @@ def duration(ctx: click.Context, param: click.Parameter, value: str) -> int:
 @gateway_option
 def command(last: int, by: str | None, watch: bool, as_json: bool, url: str) -> None:
     """Requests, tokens, cost, latency, cache and feedback by expert, category and composition.
+
+    `failed` are attempts that failed and moved on to the next expert; `first` is the time to the
+    first token of streams, p50 and p95 that of whole answers; `score` is the mean of feedback.
 
     \b
     Example:
@@ -112,7 +115,7 @@ def _summary(found: dict[str, Any]) -> str:
     parts = [
         f"{whole['requests']:,} requests since {_moment(found['from'])}",
         f"{whole['errors']:,} errors, {whole['cancelled']:,} cancelled, "
-        f"{whole['fallbacks']:,} fallbacks",
+        f"{whole['fallbacks']:,} failed attempts",
         f"total p50 {_ms(total['p50'])}, p95 {_ms(total['p95'])}",
         f"{tokens['prompt']:,} + {tokens['completion']:,} tokens, ${whole['cost_usd']:,.4f}",
         f"cache hits {_percent(cache['hit_rate'])}, {_ms(cache['saved_ms'])} saved",
@@ -130,46 +133,66 @@ def _traffic(found: dict[str, Any]) -> str:
         return ""
     bars = "".join(_BARS[-(-count * (len(_BARS) - 1) // top)] for count in sums)
     minutes = size * found["step_s"] // 60
-    return f"{bars}  (up to {top:,} in {minutes} min)"
+    return f"{bars} {top:,} in {minutes} min"
 
 
 def _table(group: str, figures: dict[str, Any]) -> "Table":
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title_justify="left")
-    table.add_column(group, overflow="fold")
-    for column in ("requests", "share", "ok", "fallbacks", "tokens", "cost"):
-        table.add_column(column, justify="right")
-    for column in ("first p50", "total p50", "p95", "feedback"):
-        table.add_column(column, justify="right")
-    for name, f in figures.items():
-        first, total = f["latency_ms"]["first_token"], f["latency_ms"]["total"]
-        table.add_row(
-            Text(name),
-            f"{f['requests']:,}",
-            _percent(f["share"]),
-            _percent(f["ok"] / f["requests"] if f["requests"] else None),
-            f"{f['fallbacks']:,}",
-            f"{f['tokens']['prompt'] + f['tokens']['completion']:,}",
-            f"${f['cost_usd']:,.4f}",
-            _ms(first["p50"]),
-            _ms(total["p50"]),
-            _ms(total["p95"]),
-            "" if f["feedback"]["mean"] is None
-            else f"{f['feedback']['mean']:.2f} ({f['feedback']['n']})",
-        )  # fmt: skip
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(group, no_wrap=True, overflow="ellipsis", min_width=10)
+    cells = {name: _cells(f) for name, f in figures.items()}
+    shown = [column for column in _COLUMNS if any(row[column] for row in cells.values())]
+    for column in shown:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, row in cells.items():
+        table.add_row(Text(name), *(row[column] for column in shown))
     return table
+
+
+_COLUMNS = ("requests", "share", "ok", "failed", "tokens", "cost", "first", "p50", "p95", "score")
+
+
+def _cells(f: dict[str, Any]) -> dict[str, str]:
+    """What stands in each column; one that is empty for all is not shown."""
+    latency, score = f["latency_ms"], f["feedback"]["mean"]
+    cells = (
+        f"{f['requests']:,}",
+        _percent(f["share"]),
+        _percent(f["ok"] / f["requests"]) if f["requests"] else "",
+        f"{f['fallbacks']:,}" if f["fallbacks"] else "",
+        _short(f["tokens"]["prompt"] + f["tokens"]["completion"]),
+        f"${f['cost_usd']:,.4f}" if f["cost_usd"] else "",
+        _ms(latency["first_token"]["p50"]),
+        _ms(latency["total"]["p50"]),
+        _ms(latency["total"]["p95"]),
+        "" if score is None else f"{score:.2f}",
+    )
+    return dict(zip(_COLUMNS, cells, strict=True))
+
+
+def _short(number: float) -> str:
+    for unit in ("", "k", "M"):
+        if number < 1000:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:,.3g}G"
 
 
 def _ms(ms: float | None) -> str:
     if ms is None:
         return ""
-    return f"{ms:.1f} ms" if ms < 1000 else f"{ms / 1000:,.1f} s"
+    if ms < 1000:
+        return f"{ms:.3g}ms" if ms < 100 else f"{ms:.0f}ms"
+    return f"{ms / 1000:,.1f}s"
 
 
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
+    if share is None:
+        return "-"
+    return f"{share:.0%}" if share in (0, 1) or 0.1 < share < 0.9 else f"{share:.1%}"
 
 
 def _moment(at: float) -> str:
