@@ -283,7 +283,7 @@ async def test_nothing_is_lost_or_repeated_when_the_server_is_killed_again_and_a
         found = await Statistics(server.state).read()
         assert found["totals"]["requests"] == 300
         pages = [page async for page in Decisions(server.state).after("", 1000)]
-        assert [view["id"] for page in pages for view in page] == ids
+        assert [view["id"] for page in pages for view in page.views] == ids
 
 
 async def _until_info(state: State) -> dict[str, object]:
@@ -394,14 +394,31 @@ async def test_an_export_is_complete_when_workers_go_on_writing(state: State) ->
     while True:
         done = writing.done()
         async for page in decisions.after(cursor, 13):
-            read += [view["id"] for view in page]
-            cursor = page[-1]["cursor"]
+            assert not page.missed
+            read += [view["id"] for view in page.views]
+            cursor = page.views[-1]["cursor"]
         if done and len(read) >= len(written):
             break
         await asyncio.sleep(0.001)
     await writing
     assert len(read) == len(set(read)) == 600
     assert set(read) == set(written)
+
+
+async def test_an_export_says_so_when_what_it_should_go_on_with_was_trimmed(state: State) -> None:
+    async def pages(cursor: str) -> list[tuple[int, bool]]:
+        found = [page async for page in Decisions(state).after(cursor, 100)]
+        return [(len(page.views), page.missed) for page in found]
+
+    assert await pages("") == []
+    await record(state, [known() for _ in range(5)], decisions_kept=5)
+    cursor = [v["cursor"] async for page in Decisions(state).after("", 5) for v in page.views][-1]
+    assert await pages(cursor) == []
+    await record(state, [known() for _ in range(5)], decisions_kept=5)
+    assert await pages(cursor) == [(5, False)]
+    await record(state, [known() for _ in range(2)], decisions_kept=5)
+    assert await pages(cursor) == [(5, True)]
+    assert await pages("") == [(5, False)]
 
 
 # Feedback

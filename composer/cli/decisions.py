@@ -159,7 +159,10 @@ def export(cursor: str, follow: bool, url: str) -> None:
             for view in views:
                 sys.stdout.buffer.write(view + b"\n")
             sys.stdout.buffer.flush()
-            cursor = json.loads(last)["cursor"]
+            end = json.loads(last)
+            if end.get("missed"):
+                click.echo("some decisions were trimmed before they were read", err=True)
+            cursor = end["cursor"]
             if not views and not follow:
                 return
             if not views:

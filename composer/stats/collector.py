@@ -16,7 +16,7 @@ that more come up, requests are counted in the newest minute held: never lost, o
 
 MAX_PENDING = 10_000
 OTHER = "(other)"
-_CELLS_TAKEN = 500
+_CELLS_TAKEN = 200
 _DECISIONS_TAKEN = 100
 
 _Key = tuple[int, str, str, str]

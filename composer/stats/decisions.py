@@ -1,6 +1,7 @@
 """Recent decisions: how they are stored, listed, found and exported."""
 
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from math import floor
 from typing import Any
 
@@ -78,6 +79,14 @@ def _rounded(ms: float | None) -> float | None:
     return None if ms is None else round(ms, 3)
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Decisions in their order. `missed`: some before them were trimmed before they were read."""
+
+    views: list[dict[str, Any]]
+    missed: bool
+
+
 class Decisions:
     """Reads the stored decisions. A cursor is the place of one in their order."""
 
@@ -132,20 +141,29 @@ class Decisions:
         view = {**orjson.loads(entries[0][1]["decision"]), "cursor": cursor}
         return (await self._completed([view]))[0]
 
-    async def after(self, cursor: str, limit: int) -> AsyncIterator[list[dict[str, Any]]]:
+    async def after(self, cursor: str, limit: int) -> AsyncIterator[Page]:
         """Pages of up to `limit` decisions in all after a cursor (empty: from the oldest), oldest
-        first. Paging on from the last one's cursor neither misses nor repeats any."""
-        start = f"({_checked(cursor, 'cursor')}" if cursor else "-"
+        first. Paging on from the last one's cursor neither misses nor repeats any that is kept."""
+        cursor = _checked(cursor, "cursor") if cursor else ""
         while limit > 0:
             count = min(limit, _PAGE)
-            call = self._connection.redis.xrange(DECISIONS, start, "+", count=count)
-            entries = await self._connection.call(call)
-            if entries:
-                views = [{**orjson.loads(f["decision"]), "cursor": c} for c, f in entries]
-                yield await self._completed(views)
-                start = f"({entries[-1][0]}"
+            start = f"({cursor}" if cursor else "-"
+            async with self._connection.redis.pipeline(transaction=True) as pipe:
+                pipe.exists(DECISIONS)
+                pipe.xrange(DECISIONS, start, "+", count=count)
+                pipe.xinfo_stream(DECISIONS)
+                found = await self._connection.call(pipe.execute(raise_on_error=False))
+            exists, entries, info = found
+            if not exists:
+                return
+            trimmed = info.get("max-deleted-entry-id", "0-0")
+            missed = bool(cursor) and _order(trimmed) > _order(cursor)
+            views = [{**orjson.loads(f["decision"]), "cursor": c} for c, f in entries]
+            if views or missed:
+                yield Page(await self._completed(views), missed)
             if len(entries) < count:
                 return
+            cursor = entries[-1][0]
             limit -= len(entries)
 
     async def _completed(self, views: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -166,6 +184,11 @@ class Decisions:
 
 def _feedback_view(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {"score": stored["score"], "comment": stored["comment"], "at": stored["at"]}
+
+
+def _order(cursor: str) -> tuple[int, int]:
+    first, _, second = cursor.partition("-")
+    return int(first), int(second or 0)
 
 
 def _checked(cursor: str, param: str) -> str:

@@ -19,6 +19,7 @@ from composer.stats.cells import (
     figures,
     merge,
     new_cell,
+    total,
 )
 from composer.stats.keys import (
     HOUR,
@@ -34,7 +35,7 @@ DEFAULT_SPAN_S = HOUR
 FINE_SPAN_S = 6 * HOUR
 """Up to this span a series is by the minute, unless it is asked for otherwise."""
 
-_READ_AT_ONCE = 16
+_READ_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class Statistics:
             for at, bucket in zip(part, await self._buckets(span.step, part), strict=True):
                 cells = {group: orjson.loads(raw) for group, raw in bucket.items()}
                 _add(groups, cells)
-                totals[at] = _add({}, cells).get(TOTAL, new_cell())
+                totals[at] = total([cells[TOTAL]] if TOTAL in cells else [])
                 for group, cell in cells.items():
                     if group.startswith(EXPERT) and cell.get(REQUESTS):
                         expert = group.removeprefix(EXPERT)
@@ -119,7 +120,7 @@ class Statistics:
             await asyncio.sleep(0)
         if span.all_time:
             raw = await self._connection.call(self._connection.redis.hgetall(TOTALS))
-            groups = _add({}, {group: orjson.loads(cell) for group, cell in raw.items()})
+            groups = {group: total([orjson.loads(cell)]) for group, cell in raw.items()}
         return _view(span, groups, totals, by_expert)
 
     async def _buckets(self, step: int, starts: Iterable[int]) -> list[Mapping[str, str]]:
@@ -130,10 +131,11 @@ class Statistics:
         return found
 
 
-def _add(groups: dict[str, Cell], cells: Mapping[str, Mapping[str, float]]) -> dict[str, Cell]:
+def _add(groups: dict[str, Cell], cells: Mapping[str, Mapping[str, float]]) -> None:
     for group, cell in cells.items():
-        merge(groups.setdefault(group, new_cell()), cell)
-    return groups
+        if group not in groups:
+            groups[group] = new_cell()
+        merge(groups[group], cell)
 
 
 def _view(

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
 from composer.stats import Decisions
-from composer.stats.decisions import MAX_LISTED
+from composer.stats.decisions import MAX_LISTED, Page
 from composer.stats.schema import decision_schema
 from experts.errors import StateUnavailable
 from gateway.admin.depends import StateOf
@@ -46,23 +46,27 @@ async def export_decisions(
     limit: Annotated[int, Query(ge=1, le=1_000_000)] = 10_000,
 ) -> StreamingResponse:
     """Decisions after a cursor, oldest first, one JSON object a line; the last line is
-    `{"cursor": "..."}`, from which the next export goes on: nothing is missed or repeated. A
-    last line that also says `"error"` means that the export broke off there."""
+    `{"cursor": "..."}`, from which the next export goes on: nothing is missed or repeated. It also
+    says `"missed": true` if some were trimmed before they could be read, and `"error"` with the
+    reason if the export broke off there."""
     pages = Decisions(state).after(cursor, limit)
-    first: list[dict[str, Any]] = await anext(pages, [])
+    first = await anext(pages, None)
     return StreamingResponse(_lines(first, pages, cursor), media_type=NDJSON)
 
 
 async def _lines(
-    first: list[dict[str, Any]], pages: AsyncIterator[list[dict[str, Any]]], cursor: str
+    first: Page | None, pages: AsyncIterator[Page], cursor: str
 ) -> AsyncIterator[bytes]:
     last: dict[str, Any] = {"cursor": cursor or "0-0"}
     page = first
     try:
-        while page:
-            yield b"".join(orjson.dumps(view) + b"\n" for view in page)
-            last["cursor"] = page[-1]["cursor"]
-            page = await anext(pages, [])
+        while page is not None:
+            if page.missed:
+                last["missed"] = True
+            if page.views:
+                yield b"".join(orjson.dumps(view) + b"\n" for view in page.views)
+                last["cursor"] = page.views[-1]["cursor"]
+            page = await anext(pages, None)
     except StateUnavailable as error:
         last["error"] = error.message
     yield orjson.dumps(last) + b"\n"
