@@ -120,7 +120,9 @@ async def test_answer_comes_whole_or_streamed_when_the_provider_answers(
 
 async def test_completions_and_embeddings_are_relayed_when_asked_for(client: Client) -> None:
     async with client.post("openai/clever", "completions", prompt="One, two") as reply:
-        assert (await reply.json())["choices"][0]["text"].startswith("One, two")
+        answer = await reply.json()
+    assert answer["choices"][0]["text"].startswith("One, two")
+    assert "usage" not in answer, "the provider told none"
     async with client.post("openai/clever", "embeddings", input=["a"]) as reply:
         assert (await reply.json())["data"][0]["embedding"] == [0.0, 1.0]
 

@@ -134,7 +134,7 @@ class Bridge:
                     **arguments, timeout=self._bounds.request_s, max_retries=0, num_retries=0
                 )
                 if not arguments.get("stream"):
-                    return web.json_response(answer.model_dump(), dumps=_dumps)
+                    return web.json_response(_plain(answer.model_dump()), dumps=_dumps)
                 # What fails before the first piece still gets a status of its own.
                 pieces = aiter(answer)
                 first = await anext(pieces, None)
@@ -164,7 +164,7 @@ class Bridge:
         await response.prepare(request)
         piece = first
         while piece is not None:
-            await response.write(_event(_dumps(piece.model_dump(exclude_none=True))))
+            await response.write(_event(_dumps(_plain(piece.model_dump(exclude_none=True)))))
             try:
                 async with asyncio.timeout(self._bounds.idle_s):
                     piece = await anext(pieces, None)
@@ -202,6 +202,14 @@ async def _only_this_machine(request: web.Request, handler: Handler) -> web.Stre
 def _refusal(error: BridgeError) -> web.Response:
     wait = {} if error.retry_after_s is None else {"retry-after": f"{error.retry_after_s:g}"}
     return web.json_response(error.body(), status=error.status, headers=wait, dumps=_dumps)
+
+
+def _plain(answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer without a usage that LiteLLM made up: no tokens at all means that none are known."""
+    usage = answer.get("usage")
+    if isinstance(usage, dict) and not usage.get("total_tokens"):
+        del answer["usage"]
+    return answer
 
 
 def _event(data: str) -> bytes:
