@@ -205,7 +205,7 @@ def _refusal(error: BridgeError) -> web.Response:
 
 
 def _plain(answer: dict[str, Any]) -> dict[str, Any]:
-    """The answer without a usage that LiteLLM made up: no tokens at all means that none are known."""
+    """The answer without a usage of no tokens at all: LiteLLM makes it up where none was told."""
     usage = answer.get("usage")
     if isinstance(usage, dict) and not usage.get("total_tokens"):
         del answer["usage"]
