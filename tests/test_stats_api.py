@@ -59,7 +59,7 @@ async def settled(gateway: Running, requests: int) -> Any:
     async with asyncio.timeout(5):
         while True:
             found = await get(gateway, "/admin/v1/stats")
-            if found["totals"]["requests"] >= requests:
+            if "totals" in found and found["totals"]["requests"] >= requests:
                 return found
             await asyncio.sleep(0.05)
 
@@ -181,3 +181,28 @@ async def test_a_query_is_refused_when_it_makes_no_sense(
     async with gateway.session.get(f"/admin/v1/{path}") as reply:
         assert reply.status == 400
         assert (await reply.json())["error"]["param"] == param
+
+
+async def test_nothing_is_lost_when_the_state_was_away_while_prompts_were_answered(
+    gateway: Running,
+) -> None:
+    before = (await settled(gateway, 0))["totals"]["requests"]
+    process = gateway.redis._process
+    assert process is not None
+    process.kill()
+    sent = 0
+    away = False
+    async with asyncio.timeout(20):
+        while not away or sent < 10:
+            decision = await ask(gateway, "weather")
+            assert decision
+            sent += 1
+            async with gateway.session.get("/admin/v1/stats") as reply:
+                if reply.status == 503:
+                    away = True
+                    assert (await reply.json())["error"]["code"] == "not_ready"
+                    body = {"decision": decision, "score": 1}
+                    async with gateway.session.post("/v1/feedback", json=body) as refused:
+                        assert refused.status in (200, 503)
+        found = await settled(gateway, before + sent)
+    assert found["totals"]["requests"] == before + sent

@@ -15,6 +15,10 @@ from routers.types import Decision
 
 Cell = defaultdict[str, int]
 
+TOTAL, EXPERT, CATEGORY, COMPOSITION = "t", "e:", "c:", "n:"
+"""Groups of a span of time: all requests, and those of one expert, category, composition, where
+its name follows."""
+
 REQUESTS = "n"
 FAILED_BY = "fb:"
 """With an expert's name: attempts of it that failed and moved on down the ranking."""
@@ -107,9 +111,7 @@ def figures(cell: Mapping[str, int], of_requests: int) -> dict[str, Any]:
             "estimated_requests": cell.get("est", 0),
         },
         "cost_usd": cell.get("cost", 0) / 1e9,
-        "latency_ms": {
-            name: _latency(cell, letter, _BUCKETS[letter]) for name, letter in _LATENCIES.items()
-        },
+        "latency_ms": _latencies(cell),
         "feedback": {
             "n": n_feedback,
             "mean": round(cell.get(FEEDBACK_SUM, 0) / 1e6 / n_feedback, 6) if n_feedback else None,
@@ -117,10 +119,19 @@ def figures(cell: Mapping[str, int], of_requests: int) -> dict[str, Any]:
     }
 
 
-def _latency(cell: Mapping[str, int], letter: str, buckets: tuple[str, ...]) -> dict[str, Any]:
-    counts = {index: cell[name] for index, name in enumerate(buckets) if name in cell}
+def _latencies(cell: Mapping[str, int]) -> dict[str, Any]:
+    counts: dict[str, dict[int, int]] = {letter: {} for letter in _LATENCIES.values()}
+    for name, n in cell.items():
+        if name[1:].isdigit():
+            counts[name[0]][int(name[1:])] = n
+    return {
+        name: _latency(cell.get(letter, 0), counts[letter]) for name, letter in _LATENCIES.items()
+    }
+
+
+def _latency(microseconds: int, counts: Mapping[int, int]) -> dict[str, Any]:
     n = sum(counts.values())
-    shown = {"n": n, "mean": cell.get(letter, 0) / 1000 / n if n else None}
+    shown = {"n": n, "mean": microseconds / 1000 / n if n else None}
     for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99)):
         shown[name] = percentile(counts, share)
     return {key: value if value is None else round(value, 3) for key, value in shown.items()}
@@ -142,7 +153,3 @@ def marginals(
     yield f"{EXPERT}{expert}", plain
     for name, n in failed.items():
         yield f"{EXPERT}{name.removeprefix(FAILED_BY)}", {FALLBACKS: n}
-
-
-TOTAL, EXPERT, CATEGORY, COMPOSITION = "t", "e:", "c:", "n:"
-"""Names of groups within a span of time: all requests, and with a name those of an expert..."""
