@@ -22,9 +22,11 @@ def chunk(model: str, delta: dict[str, str], finish: str | None = None) -> bytes
 
 
 class FaultyServer:
-    """`requests` holds every body and its authorization; `dropped` counts clients that left."""
+    """`requests` holds every body and its authorization; `dropped` counts clients that left.
+    Models in `broken` answer 500 for as long as they are."""
 
     def __init__(self) -> None:
+        self.broken: set[str] = set()
         self.requests: list[tuple[dict[str, Any], str | None]] = []
         self.dropped = 0
         self.url = ""
@@ -34,6 +36,8 @@ class FaultyServer:
         self.requests.append((body, request.headers.get("authorization")))
         model = body["model"]
         stream = bool(body.get("stream"))
+        if model in self.broken:
+            return self.error(500, "internal trouble")
         match model:
             case "error-500":
                 return self.error(500, "internal trouble")
@@ -176,7 +180,7 @@ class FaultyServer:
 
 
 @asynccontextmanager
-async def faulty_server() -> AsyncIterator[FaultyServer]:
+async def faulty_server(port: int = 0) -> AsyncIterator[FaultyServer]:
     server = FaultyServer()
     app = web.Application()
     app.router.add_post("/v1/chat/completions", server.chat)
@@ -184,7 +188,7 @@ async def faulty_server() -> AsyncIterator[FaultyServer]:
     app.router.add_post("/v1/embeddings", server.embeddings)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", port)
     await site.start()
     server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     try:

@@ -92,8 +92,11 @@ async def small_gateway(
     specs: list[ExpertSpec],
     endpoints: list[Endpoint],
     quality: Mapping[str, Mapping[str, float]],
+    *,
+    ready: bool = True,
     **settings: object,
 ) -> AsyncIterator[Running]:
+    """`ready`: wait until some expert can be asked."""
     config = gateway_config(folder, cache_dir, **settings)
     version = write_artefact(folder / "artefact", cache_dir, quality)
     async with redis_service(folder) as (redis, url), State(url) as state:
@@ -101,13 +104,13 @@ async def small_gateway(
         await put_ready(state, specs)
         await state.endpoints.put({endpoint.engine: endpoint for endpoint in endpoints})
         await make_live(state, version, folder / "artefact")
-        async with gateway_worker(config, url) as (base, session):
+        async with gateway_worker(config, url, ready=ready) as (base, session):
             yield Running(base, session, redis, state, url)
 
 
 @asynccontextmanager
 async def gateway_worker(
-    config: Config, url: str
+    config: Config, url: str, *, ready: bool = True
 ) -> AsyncIterator[tuple[str, aiohttp.ClientSession]]:
     """One gateway worker on a Redis that is there; yields its URL and a session based on it."""
     listener = socket.socket()
@@ -119,7 +122,8 @@ async def gateway_worker(
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             async with aiohttp.ClientSession(base) as session:
-                await until_ready(session)
+                if ready:
+                    await until_ready(session)
                 yield base, session
         finally:
             server.should_exit = True

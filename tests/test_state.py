@@ -185,3 +185,19 @@ async def test_composition_of_another_encoder_is_refused_and_the_live_one_goes_o
             await make_live(state, "2", bad)
             await keeper.refresh()
             assert keeper.view.compositions["auto"].record.version == "1"
+
+
+async def test_task_in_a_loop_over_the_state_ends_when_it_is_cancelled(tmp_path: Path) -> None:
+    async with redis_service(tmp_path) as (_, url), State(url) as state:
+
+        async def loop() -> None:
+            while True:
+                await state.snapshot()
+                await state.experts.change("general", lambda known: ExpertRecord(spec=EXPERT))
+
+        for i in range(150):
+            task = asyncio.create_task(loop())
+            await asyncio.sleep(i % 15 / 3000)
+            task.cancel()
+            done, _ = await asyncio.wait([task], timeout=2)
+            assert done, i

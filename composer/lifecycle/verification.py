@@ -2,6 +2,8 @@
 
 import asyncio
 import secrets
+from collections.abc import Mapping
+from typing import Any
 
 import orjson
 
@@ -13,12 +15,15 @@ from experts.errors import ComposerError
 from experts.spec import ExpertSpec
 
 VERIFY_S = 60.0
-PATH = "/v1/chat/completions"
+CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 PROMPT = "Say hello."
 FEW = 4
 MAX_ANSWER_BYTES = 1 << 20
 AT_ONCE = 4
 MAX_REASON = 300
+
+_NO_CHAT = (400, 404, 405, 501)
+"""How servers say that a model doesn't chat."""
 
 # Some models take the newer name of the limit alone; those that think first need room for it.
 _LIMITS = ({"max_tokens": FEW}, {"max_completion_tokens": 16})
@@ -42,25 +47,35 @@ class Verifier:
                 return Finding(f"it did not answer within {self._deadline_s:g} s", busy=True)
 
     async def _ask(self, spec: ExpertSpec, endpoint: Endpoint) -> Finding:
+        """By chat; if that is refused, maybe it makes embeddings."""
         finding = Finding("it was not asked")
         for limit in _LIMITS:
             payload = {"messages": [{"role": "user", "content": PROMPT}], **limit}
-            try:
-                request_id = f"verify-{secrets.token_hex(8)}"
-                body = expert_body(spec, payload)
-                reply = await self._client.send(endpoint, PATH, body, request_id)
-                try:
-                    return _judge(await reply.read(MAX_ANSWER_BYTES))
-                finally:
-                    reply.close()
-            except UpstreamFailure as failure:
-                busy = failure.kind in ("overloaded", "timeout")
-                finding = Finding(failure.reason[:MAX_REASON], busy=busy)
-                if b"max_completion_tokens" not in failure.body:
-                    return finding
-            except ComposerError as error:
-                return Finding(error.message[:MAX_REASON])
+            finding, failure = await self._send(spec, endpoint, CHAT, payload)
+            if failure is None or b"max_completion_tokens" not in failure.body:
+                break
+        if failure is not None and failure.status in _NO_CHAT:
+            embedded, _ = await self._send(spec, endpoint, EMBEDDINGS, {"input": PROMPT})
+            return embedded if embedded.good else finding
         return finding
+
+    async def _send(
+        self, spec: ExpertSpec, endpoint: Endpoint, path: str, payload: Mapping[str, Any]
+    ) -> tuple[Finding, UpstreamFailure | None]:
+        request_id = f"verify-{secrets.token_hex(8)}"
+        try:
+            body = expert_body(spec, payload)
+            reply = await self._client.send(endpoint, path, body, request_id)
+            try:
+                answer = await reply.read(MAX_ANSWER_BYTES)
+            finally:
+                reply.close()
+        except UpstreamFailure as failure:
+            busy = failure.kind in ("overloaded", "timeout")
+            return Finding(failure.reason[:MAX_REASON], busy=busy), failure
+        except ComposerError as error:
+            return Finding(error.message[:MAX_REASON]), None
+        return (_judge if path == CHAT else _judge_embedding)(answer), None
 
 
 def _judge(body: bytes) -> Finding:
@@ -78,3 +93,11 @@ def _judge(body: bytes) -> Finding:
     if text or message.get("tool_calls") or choice.get("finish_reason") == "length":
         return Finding()
     return Finding("its answer was empty")
+
+
+def _judge_embedding(body: bytes) -> Finding:
+    try:
+        vector = orjson.loads(body)["data"][0]["embedding"]
+    except (orjson.JSONDecodeError, LookupError, TypeError):
+        return Finding("its answer is not an embedding")
+    return Finding() if vector else Finding("its embedding was empty")

@@ -1,6 +1,8 @@
 """A connection to Redis whose every call has a deadline, and hashes of records on it."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
 import redis.asyncio as redis
@@ -44,11 +46,35 @@ class Connection:
             StateUnavailable: the server can't be reached, or answered with an error.
         """
         try:
-            return await awaitable
+            return await _heeding(awaitable)
         except WatchError:
             raise
         except (TimeoutError, RedisError, OSError) as error:
             raise StateUnavailable(f"the state (Redis) can't be reached: {error}") from error
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        """A pipeline of the client that is a transaction; what it watches is let go at the end."""
+        pipe = self.redis.pipeline(transaction=True)
+        try:
+            yield pipe
+        finally:
+            await self.call(pipe.reset())
+
+
+async def _heeding(awaitable: Awaitable[T]) -> T:
+    """Await, and be cancelled when cancelled.
+
+    The client waits for its socket by `asyncio.wait_for`, which before Python 3.12 forgets a
+    cancellation that comes as it is done: a task in a loop would then never end.
+    """
+    task = asyncio.current_task()
+    before = 0 if task is None else task.cancelling()
+    try:
+        return await awaitable
+    finally:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 class Table(Generic[M]):
@@ -137,7 +163,7 @@ class Table(Generic[M]):
             NotFound: there is no record of this id.
         """
         for _ in range(MAX_RACES):
-            async with self._connection.redis.pipeline(transaction=True) as pipe:
+            async with self._connection.transaction() as pipe:
                 await self._connection.call(pipe.watch(self.key))
                 records = self.read(await self._connection.call(pipe.hgetall(self.key)))
                 if record_id not in records:
@@ -158,7 +184,7 @@ class Table(Generic[M]):
         """Set a record to what `change` makes of it (None: there is none), as if nobody else wrote
         meanwhile. What `change` raises is raised, and nothing is written."""
         for _ in range(MAX_RACES):
-            async with self._connection.redis.pipeline(transaction=True) as pipe:
+            async with self._connection.transaction() as pipe:
                 await self._connection.call(pipe.watch(self.key))
                 raw = await self._connection.call(pipe.hget(self.key, record_id))
                 before = None if raw is None else self.read({record_id: raw})[record_id]
@@ -182,7 +208,7 @@ async def write(
 ) -> None:
     """Write records of several tables, all or none; None deletes."""
     watched = False
-    async with connection.redis.pipeline(transaction=True) as pipe:
+    async with connection.transaction() as pipe:
         for table, records in changes:
             gone = [key for key, record in records.items() if record is None]
             kept = {k: r.model_dump_json() for k, r in records.items() if r is not None}
