@@ -117,6 +117,7 @@ class Timeouts(_Section):
     request_s: Seconds = 600
     drain_s: Seconds = 10
     start_s: Seconds = 120
+    training_s: Seconds = 3600
 
 
 class LogConfig(_Section):

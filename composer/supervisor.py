@@ -30,6 +30,7 @@ from composer.redis_server import redis_command
 from composer.services import Service, http_probe, together
 from composer.setup import artefact_folder, encoder_identity, needs_setup
 from composer.state import CompositionVersion, EndpointState, Snapshot, State
+from composer.trainings.runner import TrainingRunner
 from composer.upstream import UpstreamClient
 from experts.errors import (
     ArtefactError,
@@ -140,6 +141,7 @@ class Supervisor:
             )
         )
         await enter(_owned(self._keep_state(state, board)))
+        await enter(TrainingRunner(state, config, lease))
         await self._start_workers(redis_url, listener)
 
     async def _start_workers(self, redis_url: str, listener: socket.socket) -> None:

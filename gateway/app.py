@@ -45,7 +45,11 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _WATCHED = "/v1/"
 _ONE_MODEL = "/v1/models/"
 _ADMIN = "/admin/"
-_STREAMED_BODIES = ("/admin/v1/datasets", "/admin/v1/import")
+_STREAMED_BODIES = (
+    "/admin/v1/datasets",
+    "/admin/v1/compositions/import",
+    "/admin/v1/import",
+)
 """Paths whose handlers read large bodies piece by piece, within their own bounds."""
 
 

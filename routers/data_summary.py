@@ -1,5 +1,6 @@
 """What is in a file of labelled task data, counted: for lists of data sets, before any training."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,26 +27,27 @@ class DataSummary:
     bad_lines: tuple[str, ...]
 
 
-def summarise(file: Path) -> DataSummary:
-    """Read a file to its end. Outcomes may refer to prompts that are in another file.
+def summarise(files: Sequence[Path]) -> DataSummary:
+    """Read files to their end. Outcomes may refer to prompts that are in none of them.
 
     Raises:
-        DataError: the file can't be read, or has no good line.
+        DataError: a file can't be read, or there is no good line.
     """
     collector = Collector()
     tally = _Tally()
     n_good = 0
-    for row in collector.read(file):
-        n_good += 1
-        tally.add(row)
+    for file in files:
+        for row in collector.read(file):
+            n_good += 1
+            tally.add(row)
     if not n_good:
-        raise collector.nothing_usable([file])
+        raise collector.nothing_usable(files)
     categories: dict[str, int] = {}
     for prompt in collector.prompts.values():
         if prompt.category is not None:
             categories[prompt.category] = categories.get(prompt.category, 0) + 1
     return DataSummary(
-        format=format_of(file),
+        format=format_of(files[0]),
         n_prompts=sum(prompt.text is not None for prompt in collector.prompts.values()),
         n_outcomes=sum(tally.outcomes.values()),
         n_preferences=sum(len(prompt.comparisons) for prompt in collector.prompts.values()),

@@ -23,6 +23,12 @@ MAX_NAMES = 1000
 """So many different experts, and so many categories."""
 
 MAX_CELLS = 200_000_000
+MAX_CHARACTERS = 2 << 30
+"""Of all prompts together: compressed columns can hold far more than their file's size."""
+
+
+class TooMuchData(DataError):
+    """The data as a whole is too large, whatever its single lines are like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +135,7 @@ class Collector:
     n_bad: int = 0
     _experts: set[str] = field(default_factory=set)
     _categories: set[str] = field(default_factory=set)
+    _characters: int = 0
 
     def read(self, file: Path) -> Iterable[Row]:
         """Take in a file; yields each good row once it is in.
@@ -142,6 +149,8 @@ class Collector:
                 if isinstance(row, DataError):
                     raise row
                 self.add(row)
+            except TooMuchData:
+                raise
             except DataError as error:
                 self.report(BadLine(file.name, number, error.message))
                 if not good and self.n_bad >= MAX_BAD_AT_START:
@@ -169,14 +178,22 @@ class Collector:
         _take_in(self._experts, [row.expert, row.winner, row.loser], "experts")
         if prompt is None:
             prompt = self.prompts[key] = Prompt(id=row.id or f"line-{len(self.prompts) + 1}")
-        if prompt.text is None:
+        if prompt.text is None and text is not None:
             prompt.text = text
+            self._count(text)
         if prompt.category is None:
             prompt.category = row.category
         if row.expert is not None and row.score is not None:
             prompt.scores.setdefault(row.expert, []).append(row.score)
         if row.winner is not None and row.loser is not None:
             prompt.comparisons.append((row.winner, row.loser, bool(row.tie)))
+
+    def _count(self, text: str) -> None:
+        self._characters += len(text)
+        if self._characters > MAX_CHARACTERS:
+            raise TooMuchData(
+                f"the prompts have more than {MAX_CHARACTERS} characters: send fewer", param="data"
+            )
 
     def report(self, line: BadLine) -> None:
         self.n_bad += 1

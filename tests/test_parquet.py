@@ -107,7 +107,7 @@ def test_summary_counts_prompts_outcomes_and_preferences_and_keeps_the_means(
     file = as_jsonl(
         tmp_path, [*ROWS, {"prompt": 3}, {"id": "elsewhere", "expert": "x", "score": 0}]
     )
-    summary = summarise(file)
+    summary = summarise([file])
     assert summary.n_prompts == 3
     assert summary.n_outcomes == 3
     assert summary.n_preferences == 2
@@ -125,4 +125,4 @@ def test_summary_gives_up_early_when_nothing_is_good(
     monkeypatch.setattr("routers.dataset.MAX_BAD_AT_START", 30)
     (tmp_path / "garbage").write_bytes(b"x\n" * 50)
     with pytest.raises(DataError, match="garbage:20: not JSON; and 10 more"):
-        summarise(tmp_path / "garbage")
+        summarise([tmp_path / "garbage"])

@@ -17,6 +17,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("composer.cli.train", "Train a router from labelled task data."),
     "chat": ("composer.cli.chat", "Talk with a running gateway."),
     "grade": ("composer.cli.grade", "Grade an expert by checking its answers."),
+    "datasets": ("composer.cli.datasets", "Upload, list and remove labelled task data."),
+    "trainings": ("composer.cli.trainings", "Train on uploaded data: start, follow, cancel."),
+    "compositions": ("composer.cli.compositions", "List, import, promote and roll back versions."),
     "route": ("composer.cli.route", "Ask a running gateway where a prompt would go."),
     "stats": ("composer.cli.stats", "Show requests, latency, cost and feedback."),
     "decisions": ("composer.cli.decisions", "List, inspect and export recent decisions."),
@@ -24,6 +27,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "state": ("composer.cli.state", "Export or import the whole state."),
     "config": ("composer.cli.config", "Check or show the configuration."),
     "bench": ("composer.cli.bench", "Measure the gateway against a bare relay."),
+}
+
+# Commands that our own processes are started by.
+INTERNAL: dict[str, str] = {
+    "dataset-check": "composer.cli.dataset_check",
+    "train-job": "composer.cli.train_job",
 }
 
 
@@ -34,9 +43,10 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        module = COMMANDS[cmd_name][0] if cmd_name in COMMANDS else INTERNAL.get(cmd_name)
+        if module is None:
             return None
-        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        command = importlib.import_module(module).command
         assert isinstance(command, click.Command)
         return command
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import orjson
@@ -22,6 +23,11 @@ class GatewayError(ComposerError):
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+def quoted(part: str) -> str:
+    """A name as a part of a path. A slash in it stays: names of compositions may have one."""
+    return quote(part, safe="/")
 
 
 def auth_headers() -> dict[str, str]:

@@ -95,24 +95,9 @@ def command(
 
 
 def _summary(trained: "Trained") -> str:
-    report = trained.report
+    from composer.cli.report import report_lines
+
     lines = [f"note: {note}" for note in trained.notes]
-    lines += [
-        f"prompts            {report.n_prompts}, {report.n_scored} with outcomes",
-        f"categories         {len(report.categories)}",
-        f"category accuracy  {report.category_accuracy:.3f} (out-of-fold)",
-        f"calibration error  {report.calibration_error:.3f}",
-        f"sure of            {report.accepted_share:.3f} of the prompts, "
-        f"right on {report.accepted_accuracy:.3f} of those",
-    ]
-    if report.routed is not None:
-        lines += [
-            f"routed             {report.routed:.3f}",
-            f"best single        {report.best_single:.3f} ({report.best_single_expert})",
-            f"random             {report.random:.3f}",
-            f"oracle             {report.oracle:.3f}",
-            f"gain               {report.gain:+.3f} "
-            f"[{report.gain_low:+.3f}, {report.gain_high:+.3f}] over the best single expert",
-        ]
+    lines += report_lines(trained.figures)
     lines.append(f"version            {trained.version} in {trained.folder}")
     return "\n".join(lines)

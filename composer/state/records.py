@@ -118,8 +118,9 @@ class CacheFlush(Record):
 class DatasetRecord(Record):
     """Uploaded labelled task data and where it came from. `file` is its place on this host.
 
-    `categories` and `experts` count prompts and outcomes by name; `bad_lines` are the first lines
-    that could not be read, of `n_bad`.
+    `categories` and `experts` count prompts and outcomes by name, `means` holds the mean score of
+    each expert and what its answers took; `bad_lines` are the first lines that could not be read,
+    of `n_bad`.
     """
 
     id: str
@@ -136,6 +137,7 @@ class DatasetRecord(Record):
     n_preferences: int = 0
     categories: dict[str, int] = Field(default_factory=dict)
     experts: dict[str, int] = Field(default_factory=dict)
+    means: dict[str, dict[str, float]] = Field(default_factory=dict)
     n_bad: int = 0
     bad_lines: tuple[str, ...] = ()
 
@@ -167,6 +169,13 @@ class TrainingRecord(Record):
     report: dict[str, Any] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
     error: str = ""
+
+
+class JobRecord(Record):
+    """A training that waits or runs. The queue is short, the records of trainings are many."""
+
+    id: str
+    created_at: float
 
 
 class WorkerRecord(Record):

@@ -15,6 +15,7 @@ from composer.state.records import (
     Endpoint,
     ExpertRecord,
     ExpertStatus,
+    JobRecord,
     KeyRecord,
     LiveRecord,
     TrainingRecord,
@@ -72,6 +73,7 @@ class State:
         self.versions = Table(c, "versions", CompositionVersion, watched=False)
         self.datasets = Table(c, "datasets", DatasetRecord, watched=False)
         self.trainings = Table(c, "trainings", TrainingRecord, watched=False)
+        self.jobs = Table(c, "jobs", JobRecord, watched=False)
         self.workers = Table(c, "workers", WorkerRecord, watched=False)
 
     async def __aenter__(self) -> Self:

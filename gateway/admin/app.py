@@ -7,15 +7,31 @@ from starlette.exceptions import HTTPException
 from composer.logs import get_logger, request_id
 from composer.root import Parts
 from experts.errors import ComposerError, TooLarge, TooSlow
-from gateway.admin import backup, cache, decisions, experts, keys, quality, stats, workers
+from gateway.admin import (
+    backup,
+    cache,
+    compositions,
+    datasets,
+    decisions,
+    experts,
+    keys,
+    quality,
+    stats,
+    trainings,
+    workers,
+)
+from gateway.admin.staging import Uploads
 from gateway.errors import INTERNAL, HttpError, error_body, http_error, retry_after
 
 RESOURCES = (
+    compositions.router,
+    datasets.router,
     decisions.router,
     experts.router,
     keys.router,
     quality.router,
     stats.router,
+    trainings.router,
     workers.router,
     cache.router,
     backup.router,
@@ -35,6 +51,7 @@ def create_admin(parts: Parts) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.parts = parts
+    app.state.uploads = Uploads(parts.config)
     for router in RESOURCES:
         app.include_router(router)
     app.add_exception_handler(ComposerError, _domain_error)

@@ -6,6 +6,7 @@ from fastapi import Depends, Request
 
 from composer.root import Parts
 from composer.state import State
+from gateway.admin.staging import Uploads
 from gateway.auth import LOCAL, PRINCIPAL, Principal
 
 
@@ -23,6 +24,12 @@ def _principal(request: Request) -> Principal:
     return principal
 
 
+def _uploads(request: Request) -> Uploads:
+    uploads: Uploads = request.app.state.uploads
+    return uploads
+
+
 PartsOf = Annotated[Parts, Depends(_parts)]
 StateOf = Annotated[State, Depends(_state)]
 PrincipalOf = Annotated[Principal, Depends(_principal)]
+UploadsOf = Annotated[Uploads, Depends(_uploads)]
