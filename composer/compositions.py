@@ -38,11 +38,6 @@ def artefacts_folder(config: Config) -> Path:
     return config.state_dir / "artefacts"
 
 
-def version_id(artefact: str, quality_weight: float) -> str:
-    """Id of a version: the artefact's hash, and the weight of quality where it is not the whole."""
-    return artefact if quality_weight == 1 else f"{artefact}-q{quality_weight:g}"
-
-
 async def all_compositions(state: State) -> list[Composition]:
     versions, live = await state.versions.all(), await state.live.all()
     names = {version.name for version in versions.values()} | live.keys()
@@ -166,17 +161,22 @@ async def keep_artefact(
 
     Raises:
         ArtefactError: the artefact is damaged or made for another encoder.
+        Conflict: the version is there with another weight.
     """
     artefact = await asyncio.to_thread(load_for, staged, encoder)
-    version = version_id(artefact.version, quality_weight)
-    known = await state.versions.find(version_key(name, version))
+    known = await state.versions.find(version_key(name, artefact.version))
+    if known is not None and known.quality_weight != quality_weight:
+        raise Conflict(
+            f"version '{known.version}' of '{name}' is there already, and weighs quality "
+            f"{known.quality_weight:g}: versions don't change"
+        )
     if known is not None and (Path(known.artefact) / MANIFEST).is_file():
         return known
     folder = artefacts_folder(config) / artefact.version
     await asyncio.to_thread(_place, staged, folder)
     return CompositionVersion(
         name=name,
-        version=version,
+        version=artefact.version,
         artefact=str(folder),
         quality_weight=quality_weight,
         source=source,
@@ -208,8 +208,13 @@ def load_for(folder: Path, encoder: EncoderIdentity) -> Artefact:
     Raises:
         ArtefactError: missing, damaged, or made for another encoder.
     """
-    artefact = load_artefact(folder)
-    artefact.require_encoder(encoder.id, encoder.dimension)
+    try:
+        artefact = load_artefact(folder)
+        artefact.require_encoder(encoder.id, encoder.dimension)
+    except ArtefactError as error:
+        # Where artefacts stand on this host is nothing that a client can use.
+        told = error.message.replace(f"{folder}/", "").replace(str(folder), folder.name)
+        raise ArtefactError(told, param=error.param) from error
     return artefact
 
 

@@ -49,12 +49,14 @@ def train_artefact(
     progress: Callable[[str], None],
     *,
     base: "Artefact | None" = None,
+    quality_weight: float = 1.0,
     on_share: Callable[[float], None] = lambda share: None,
 ) -> Trained:
     """Read, embed, fit, evaluate, save.
 
     With `specs`, outcomes of experts that are not among them are left out, and said so. Data with
-    categories alone keeps the mapping of `base`. `on_share` hears what share of the work is done.
+    categories alone keeps the mapping of `base`. `quality_weight` is noted in the artefact, so that
+    versions that differ in it alone are two. `on_share` hears what share of the work is done.
 
     Raises:
         DataError: the data can't be used; see `read_task_data` and `train_two_step`.
@@ -93,7 +95,7 @@ def train_artefact(
     known = dict(specs)
     if not known and base is not None:
         known = {spec.id: spec for spec in base.manifest.specs}
-    figures = {**report.to_dict(), **figures}
+    figures = {**report.to_dict(), **figures, "quality_weight": quality_weight}
     version = save_artefact(
         out,
         router,

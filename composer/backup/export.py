@@ -24,6 +24,7 @@ from composer.backup.contents import (
     dataset_member,
     table_member,
 )
+from composer.datasets import CONFIGURED
 from composer.state import (
     CompositionVersion,
     DatasetRecord,
@@ -90,6 +91,8 @@ def _add_files(archive: ArchiveWriter, tables: Tables) -> tuple[Tables, list[str
     experts: dict[str, ExpertRecord] = kept["experts"]
     kept["experts"] = {e: record for e, record in experts.items() if not record.removing}
     datasets: dict[str, DatasetRecord] = kept["datasets"]
+    # The configuration's own data is listed anew wherever it is configured.
+    datasets.pop(CONFIGURED, None)
     for dataset, record in list(datasets.items()):
         try:
             _add_dataset(archive, record)

@@ -31,6 +31,7 @@ class Job(BaseModel):
     files: tuple[Path, ...]
     specs: tuple[ExpertSpec, ...]
     base: Path | None = None
+    quality_weight: float = 1.0
     backend: Backend
     cache_dir: Path
 
@@ -83,6 +84,7 @@ def _train(job: Job, folder: Path) -> Result:
             job.composition,
             lambda line: tell(Step(line=line)),
             base=load_artefact(job.base) if job.base is not None else None,
+            quality_weight=job.quality_weight,
             on_share=lambda share: tell(Step(share=share)),
         )
     return Result(figures=trained.figures, notes=trained.notes)

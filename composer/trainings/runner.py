@@ -175,6 +175,7 @@ class TrainingRunner:
             files=tuple(files),
             specs=tuple(registered[expert] for expert in taking_part),
             base=Path(live.current.artefact) if live is not None else None,
+            quality_weight=record.quality_weight,
             backend=config.encoder.backend,
             cache_dir=config.cache_dir,
         )
