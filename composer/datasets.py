@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from shutil import rmtree
 
 from pydantic import BaseModel, ValidationError
 
@@ -51,8 +52,11 @@ def new_upload(folder: Path) -> Path:
 
 def clean_uploads(folder: Path) -> None:
     """Remove what uploads left behind that were cut off. Nobody may be uploading."""
-    for file in folder.glob(f"{UPLOAD_PREFIX}*"):
-        file.unlink(missing_ok=True)
+    for left in folder.glob(f"{UPLOAD_PREFIX}*"):
+        if left.is_dir():
+            rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 async def check_files(files: Sequence[Path], timeout_s: float = CHECK_S) -> DataSummary:

@@ -15,7 +15,7 @@ from typing import Self, TypeVar
 
 from pydantic import ValidationError
 
-from composer.compositions import EncoderIdentity, keep_artefact, promote
+from composer.compositions import EncoderIdentity, artefacts_folder, keep_artefact, promote
 from composer.config import Config
 from composer.datasets import clean_uploads, datasets_folder, files_of, list_configured
 from composer.lease import Lease
@@ -56,7 +56,8 @@ class TrainingRunner:
         self._log = get_logger("trainings")
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(clean_uploads, datasets_folder(self._config))
+        for folder in (datasets_folder(self._config), artefacts_folder(self._config)):
+            await asyncio.to_thread(clean_uploads, folder)
         await asyncio.to_thread(rmtree, self._folder, ignore_errors=True)
         self._task = asyncio.create_task(self._run(), name="trainings")
         return self

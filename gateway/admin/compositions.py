@@ -3,13 +3,12 @@
 import asyncio
 from pathlib import Path as File
 from shutil import rmtree
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from composer.compositions import (
-    Composition,
     EncoderIdentity,
     all_compositions,
     artefacts_folder,
@@ -23,12 +22,21 @@ from composer.compositions import (
     roll_back,
 )
 from composer.root import Parts
-from composer.state import CompositionVersion, LiveRecord, State
+from composer.state import LiveRecord, State
 from composer.state.store import version_key
 from composer.unpacking import unpack_artefact
 from composer.workers import wait_for_generation
 from experts.spec import ExpertId
 from gateway.admin.depends import PartsOf, PrincipalOf, StateOf, UploadsOf
+from gateway.admin.training_views import (
+    ChangeView,
+    CompositionList,
+    CompositionSummary,
+    CompositionView,
+    LiveView,
+    VersionView,
+    WorkersServing,
+)
 
 router = APIRouter(prefix="/admin/v1/compositions", tags=["compositions"])
 
@@ -48,16 +56,22 @@ class Promotion(BaseModel):
 
 
 @router.get("")
-async def list_compositions(state: StateOf) -> dict[str, Any]:
+async def list_compositions(state: StateOf) -> CompositionList:
     """All compositions with what is live, what was live before, and how many versions there are."""
     found = await all_compositions(state)
-    return {
-        "object": "list",
-        "data": [{**composition_view(c), "versions": len(c.versions)} for c in found],
-    }
+    return CompositionList(data=[CompositionSummary.of(composition) for composition in found])
 
 
-@router.post("/import", status_code=201)
+@router.post(
+    "/import",
+    status_code=201,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+)
 async def import_version(
     request: Request,
     parts: PartsOf,
@@ -65,7 +79,7 @@ async def import_version(
     uploads: UploadsOf,
     name: Annotated[ExpertId, Query(description="The composition that gets the version.")] = "auto",
     quality_weight: Weight = 1.0,
-) -> dict[str, Any]:
+) -> VersionView:
     """Import a version: the body is an uncompressed tar of an artefact folder.
 
     The artefact must be whole, made for this encoder, and route to registered experts alone. It is
@@ -94,25 +108,24 @@ async def import_version(
             await asyncio.to_thread(rmtree, staged, ignore_errors=True)
     key = version_key(name, version.version)
     await parts.state.versions.put({key: version})
-    return version_view(version)
+    return VersionView.of(version)
 
 
 @router.get("/{name:path}")
-async def get_composition(name: Name, state: StateOf) -> dict[str, Any]:
+async def get_composition(name: Name, state: StateOf) -> CompositionView:
     """One composition with its versions, newest first."""
-    found = await one_composition(state, name)
-    return {**composition_view(found), "versions": [version_view(v) for v in found.versions]}
+    return CompositionView.of(await one_composition(state, name))
 
 
 @router.post("/{name:path}/promote")
-async def promote_version(name: Name, body: Promotion, parts: PartsOf) -> dict[str, Any]:
+async def promote_version(name: Name, body: Promotion, parts: PartsOf) -> ChangeView:
     """Make a version live. All gateway workers serve it within a second, without a restart."""
     live = await promote(parts.state, name, body.version, _encoder(parts))
     return await _once_served(parts.state, name, live)
 
 
 @router.post("/{name:path}/rollback")
-async def roll_back_version(name: Name, parts: PartsOf) -> dict[str, Any]:
+async def roll_back_version(name: Name, parts: PartsOf) -> ChangeView:
     """Make the version live again that was live before."""
     live = await roll_back(parts.state, name, _encoder(parts))
     return await _once_served(parts.state, name, live)
@@ -129,33 +142,11 @@ async def remove_version(
     return Response(status_code=204)
 
 
-def composition_view(found: Composition) -> dict[str, Any]:
-    """A composition as the control plane shows it, without its versions."""
-    return {"object": "composer.composition", **_live_view(found.name, found.live)}
-
-
-def version_view(version: CompositionVersion) -> dict[str, Any]:
-    """A version as the control plane shows it, without its artefact's place on this host."""
-    return version.model_dump(mode="json", exclude={"artefact"})
-
-
-def _live_view(name: str, live: LiveRecord | None) -> dict[str, Any]:
-    return {
-        "name": name,
-        "live": version_view(live.current) if live is not None else None,
-        "former": list(live.former) if live is not None else [],
-        "changed_at": live.changed_at if live is not None else None,
-    }
-
-
-async def _once_served(state: State, name: str, live: LiveRecord) -> dict[str, Any]:
+async def _once_served(state: State, name: str, live: LiveRecord) -> ChangeView:
     generation = await state.generation()
     current, total = await wait_for_generation(state, generation, SERVED_WITHIN_S)
-    return {
-        "object": "composer.composition",
-        **_live_view(name, live),
-        "workers": {"total": total, "current": current},
-    }
+    served = WorkersServing(total=total, current=current)
+    return ChangeView.model_validate({**LiveView.fields_of(name, live), "workers": served})
 
 
 def _encoder(parts: Parts) -> EncoderIdentity:

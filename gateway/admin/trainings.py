@@ -1,14 +1,14 @@
 """`/admin/v1/trainings`: start, follow and cancel trainings."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from composer.state import TrainingRecord
 from composer.trainings.queue import cancel_training, start_training
 from experts.spec import ExpertId
 from gateway.admin.depends import PrincipalOf, StateOf
+from gateway.admin.training_views import TrainingList, TrainingView
 
 router = APIRouter(prefix="/admin/v1/trainings", tags=["trainings"])
 
@@ -44,7 +44,7 @@ class TrainingRequest(BaseModel):
 @router.post("", status_code=201)
 async def create_training(
     body: TrainingRequest, state: StateOf, principal: PrincipalOf
-) -> dict[str, Any]:
+) -> TrainingView:
     """Queue a training. It runs in a process of its own, after those that wait already."""
     record = await start_training(
         state,
@@ -55,32 +55,27 @@ async def create_training(
         promote=body.promote,
         created_by=principal.key,
     )
-    return training_view(record)
+    return TrainingView.of(record)
 
 
 @router.get("")
 async def list_trainings(
     state: StateOf,
     limit: Annotated[int, Query(description="How many at most.", ge=1, le=1000)] = 100,
-) -> dict[str, Any]:
+) -> TrainingList:
     """Trainings, newest first."""
     records = (await state.trainings.all()).values()
     newest = sorted(records, key=lambda record: record.created_at, reverse=True)[:limit]
-    return {"object": "list", "data": [training_view(record) for record in newest]}
+    return TrainingList(data=[TrainingView.of(record) for record in newest])
 
 
 @router.get("/{training}")
-async def get_training(training: TrainingId, state: StateOf) -> dict[str, Any]:
+async def get_training(training: TrainingId, state: StateOf) -> TrainingView:
     """One training: its progress, and at the end its report or why it failed."""
-    return training_view(await state.trainings.get(training))
+    return TrainingView.of(await state.trainings.get(training))
 
 
 @router.post("/{training}/cancel")
-async def cancel(training: TrainingId, state: StateOf) -> dict[str, Any]:
+async def cancel(training: TrainingId, state: StateOf) -> TrainingView:
     """Call a training off: at once if it waits, within seconds if it runs."""
-    return training_view(await cancel_training(state, training))
-
-
-def training_view(record: TrainingRecord) -> dict[str, Any]:
-    """A training as the control plane shows it."""
-    return {"object": "composer.training", **record.model_dump(mode="json")}
+    return TrainingView.of(await cancel_training(state, training))
