@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from composer.config import Timeouts
 from composer.datasets import CONFIGURED, UPLOAD_PREFIX
 from composer.state import TrainingRecord
 from composer.trainings import queue, runner
@@ -259,7 +260,9 @@ async def test_training_fails_with_the_reason_when_it_takes_too_long_or_its_proc
             late = await t.train(dataset)
             assert late["state"] == "failed"
             assert "not done within 0.1 s (timeouts.training_s)" in late["error"]
-            monkeypatch.setattr(runner, "JOB", "not-the-job.json")
+        monkeypatch.setattr(runner, "JOB", "not-the-job.json")
+        patient = t.config.model_copy(update={"timeouts": Timeouts()})
+        async with TrainingRunner(t.state, patient):
             dead = await t.train(dataset)
         assert dead["state"] == "failed"
         assert "its process ended unexpectedly (1)" in dead["error"]

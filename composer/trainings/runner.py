@@ -134,7 +134,10 @@ class TrainingRunner:
             try:
                 end = await self._watch(record, process, folder / PROGRESS)
             finally:
-                await process.stop(0)
+                # Whatever it was doing is in its folder, which goes: there is nothing to wait for.
+                if process.returncode is None:
+                    process.kill()
+                await process.wait()
             if end == "":
                 await self._publish(record, self._result(folder, process))
             elif end == "cancelled":
