@@ -318,6 +318,23 @@ async def test_a_worker_commits_what_is_left_when_it_stops(state: State) -> None
     assert (await Statistics(state).read())["totals"]["requests"] == 1
 
 
+async def test_commits_are_few_when_traffic_never_pauses(state: State) -> None:
+    redis = state.connection.redis
+    await redis.config_resetstat()
+    async with recorder(state, flush_s=0.25) as worker, asyncio.timeout(5):
+        end = time.perf_counter() + 1
+        sent = 0
+        while time.perf_counter() < end:
+            worker.collector.record(*known())
+            sent += 1
+            await asyncio.sleep(0.001)
+    found = await Statistics(state).read()
+    assert found["totals"]["requests"] == sent
+    stats = (await redis.info("commandstats"))["cmdstat_evalsha"]
+    batches = sent / collector._DECISIONS_TAKEN
+    assert stats["calls"] - stats["failed_calls"] <= batches + 8
+
+
 # Decisions
 
 

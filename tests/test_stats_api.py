@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from composer.state import Endpoint
-from composer.stats.schema import DecisionView
+from composer.stats.schema import DecisionView, StatsView
 from experts.spec import ExpertSpec
 from tests.faulty import faulty_server
 from tests.small_composition import SENTENCES, Running, small_gateway
@@ -70,6 +70,7 @@ async def test_figures_match_when_twenty_prompts_were_answered(gateway: Running)
     for index in range(20):
         await ask(gateway, "greeting" if index % 4 else "weather", stream=index % 2 == 0)
     found = await settled(gateway, 20)
+    StatsView.model_validate(found)
     whole = found["totals"]
     assert (whole["requests"], whole["ok"], whole["fallbacks"]) == (20, 20, 15)
     assert {name: f["requests"] for name, f in found["by_category"].items()} == {

@@ -100,18 +100,24 @@ class Recorder:
                 continue
 
     async def flush(self) -> None:
-        """Commit all that was counted up to now.
+        """Commit all that was counted up to now. What comes meanwhile waits for the next time:
+        each commit is synced to the disk.
 
         Raises:
             StateUnavailable: what could not be committed is kept.
         """
-        while True:
-            if self._sent is None:
-                taken = self.collector.take()
-                if taken is None:
-                    return
-                self._number += 1
-                self._sent = self._arguments(taken)
+        await self._send()
+        while (taken := self.collector.take()) is not None:
+            last = self.collector.empty
+            self._number += 1
+            self._sent = self._arguments(taken)
+            await self._send()
+            if last:
+                return
+
+    async def _send(self) -> None:
+        """Commit the batch under way, if there is one."""
+        if self._sent is not None:
             keys = [self._sequence, DECISIONS, INDEX, FEEDBACK]
             await self._connection.call(self._commit(keys=keys, args=self._sent))
             self._sent = None

@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 
 from composer.stats import Decisions
 from composer.stats.decisions import MAX_LISTED, Page
-from composer.stats.schema import decision_schema
+from composer.stats.schema import DecisionList, DecisionView, decision_schema
 from experts.errors import StateUnavailable
 from gateway.admin.depends import StateOf
 
@@ -20,7 +20,7 @@ Cursor = Annotated[str, Query(max_length=64, description="A cursor that was give
 NDJSON = "application/x-ndjson"
 
 
-@router.get("")
+@router.get("", responses={200: {"model": DecisionList, "description": "The decisions."}})
 async def list_decisions(
     state: StateOf,
     limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 50,
@@ -78,7 +78,9 @@ async def show_schema() -> dict[str, Any]:
     return decision_schema()
 
 
-@router.get("/{decision_id}")
+@router.get(
+    "/{decision_id}", responses={200: {"model": DecisionView, "description": "The decision."}}
+)
 async def get_decision(state: StateOf, decision_id: str) -> dict[str, Any]:
     """One decision: every score, who was ruled out and why, what became of it."""
     return await Decisions(state).get(decision_id)

@@ -5,12 +5,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from composer.stats import Statistics
+from composer.stats.schema import StatsView
 from gateway.admin.depends import StateOf
 
 router = APIRouter(prefix="/admin/v1/stats", tags=["stats"])
 
 
-@router.get("")
+@router.get("", responses={200: {"model": StatsView, "description": "The figures."}})
 async def read_stats(
     state: StateOf,
     start: Annotated[
