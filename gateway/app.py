@@ -25,7 +25,7 @@ from gateway.asgi import (
     send_json,
 )
 from gateway.auth import NOBODY, PRINCIPAL, Authenticator
-from gateway.bodies import parse_json, validate
+from gateway.bodies import bound_fields, parse_json, validate
 from gateway.dashboard import DASHBOARD, Dashboard
 from gateway.errors import INTERNAL, HttpError, error_body, http_error, retry_after
 from gateway.guard import LoopbackGuard
@@ -167,6 +167,8 @@ class Gateway:
     async def _control(self, scope: Scope, receive: Receive, send: Send, current_id: str) -> None:
         if scope["path"] not in _STREAMED_BODIES:
             body = await read_body(scope, receive, self._limits, self._timeouts)
+            if b"json" in (header(scope, b"content-type") or b"json") and body:
+                bound_fields(parse_json(body))
             receive = replayed(body, receive)
         await self._admin(scope, receive, send)
 

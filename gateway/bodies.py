@@ -57,7 +57,7 @@ def validate(model: type[R], data: dict[str, Any]) -> R:
     Raises:
         InvalidRequest: the first field that is wrong, and how.
     """
-    _bound_fields(data)
+    bound_fields(data)
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -67,7 +67,7 @@ def validate(model: type[R], data: dict[str, Any]) -> R:
         raise InvalidRequest(f"'{field}': {message}", param=field) from error
 
 
-def _bound_fields(data: dict[str, Any]) -> None:
+def bound_fields(data: dict[str, Any]) -> None:
     """Every field beyond the known ones would cost an error object each."""
     for name, value in (("the request", data), ("'composer'", data.get("composer"))):
         if isinstance(value, dict) and len(value) > MAX_FIELDS:

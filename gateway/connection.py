@@ -1,12 +1,16 @@
 """One client connection, with bounds on the heads of its requests."""
 
 import asyncio
+import secrets
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gateway.errors import HttpError, error_body
+
 MAX_HEAD_BYTES = 64 << 10
 HEAD_S = 30.0
+NOT_HTTP = HttpError(400, "invalid_request_error", "invalid_http")
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -19,6 +23,16 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._head_bytes: int | None = 0
         self._head_timer: asyncio.TimerHandle | None = None
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP at all is refused in the same shape as all else."""
+        body = error_body(NOT_HTTP, msg, None, f"req-{secrets.token_hex(12)}")
+        head = (
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)

@@ -37,6 +37,9 @@ _TABLE: tuple[tuple[type[domain.ComposerError], HttpError], ...] = (
     (domain.Retryable, HttpError(503, "server_error", "not_ready")),
     (domain.DeadlineExceeded, HttpError(504, "server_error", "deadline_exceeded")),
 )
+MAX_MESSAGE = 4000
+"""Characters of a message: what a client sent may be quoted in it."""
+
 INTERNAL = HttpError(500, "server_error", "internal_error")
 
 
@@ -51,7 +54,7 @@ def http_error(error: domain.ComposerError) -> HttpError:
 def error_body(http: HttpError, message: str, param: str | None, request_id: str) -> bytes:
     """An OpenAI-shaped error that carries the request's id."""
     error: dict[str, Any] = {
-        "message": message,
+        "message": message[:MAX_MESSAGE],
         "type": http.type,
         "param": param,
         "code": http.code,

@@ -21,7 +21,9 @@ def find_model(view: View, encoder: Encoder, name: str) -> dict[str, Any]:
     for entry in list_models(view, encoder)["data"]:
         if entry["id"] == name:
             return dict(entry)
-    raise UnknownModel(f"there is no model '{name}': GET /v1/models lists what is", param="model")
+    raise UnknownModel(
+        f"there is no model '{name[:200]}': GET /v1/models lists what is", param="model"
+    )
 
 
 def list_models(view: View, encoder: Encoder) -> dict[str, Any]:
