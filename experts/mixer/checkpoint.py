@@ -1,0 +1,233 @@
+"""The folder of a mixer: mixer.json and mixer.safetensors, nothing that loading could run."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from experts.engines.embedded.adapters import Adapter
+from experts.errors import ArtefactError, SetupError
+from experts.mixer.mixture import Mixture
+from experts.mixer.spec import MixerSpec
+
+FORMAT = 1
+DESCRIPTION = "mixer.json"
+TENSORS = "mixer.safetensors"
+_MAX_DESCRIPTION_BYTES = 16 << 20
+_GEOMETRY = (
+    "architectures",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "state_size",
+)
+
+
+class _Description(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int
+    spec: MixerSpec
+    shapes: dict[str, tuple[int, ...]]
+    sha256: str
+    training: dict[str, Any] = {}
+
+
+def base_fingerprint(folder: Path) -> str:
+    """A hash of the geometry that the base's config.json states.
+
+    Raises:
+        SetupError: the folder holds no model.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SetupError(f"{folder} holds no model: can't read its config.json") from error
+    geometry = {key: config.get(key) for key in _GEOMETRY}
+    return hashlib.sha256(json.dumps(geometry, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def save_mixture(
+    mixture: Mixture, folder: Path, base: Path, training: dict[str, Any] | None = None
+) -> str:
+    """Write a mixer for the base in the folder `base`; returns its version.
+
+    `training` is what its training found (load, specialisation, ...), for `coe mixer show`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = mixture.spec.model_copy(
+        update={"base": base_fingerprint(base), "base_name": mixture.spec.base_name or base.name}
+    )
+    tensors = {key: _compact(tensor) for key, tensor in _tensors(mixture).items()}
+    save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+    digest = _digest(folder / TENSORS)
+    description = _Description(
+        format=FORMAT,
+        spec=spec,
+        shapes={key: tuple(tensor.shape) for key, tensor in tensors.items()},
+        sha256=digest,
+        training=training or {},
+    )
+    (folder / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n")
+    return mixer_version(folder)
+
+
+def mixer_version(folder: Path) -> str:
+    """A hash of what the mixer computes: its spec and its tensors."""
+    description = _describe(folder)
+    told = description.spec.model_dump_json() + description.sha256
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def read_spec(folder: Path) -> tuple[MixerSpec, dict[str, Any]]:
+    """What mixer.json says: the spec, and the findings of the training.
+
+    Raises:
+        ArtefactError: it is missing, damaged, or of another format.
+    """
+    description = _describe(folder)
+    return description.spec, description.training
+
+
+def load_mixture(folder: Path, base: Path | None = None) -> Mixture:
+    """Read a mixer, for the base in the folder `base` if given.
+
+    Raises:
+        ArtefactError: something is missing, damaged, or made for another base.
+    """
+    description = _describe(folder)
+    spec = description.spec
+    if base is not None and base_fingerprint(base) != spec.base:
+        raise ArtefactError(
+            f"mixer {folder}: it was made for {spec.base_name or 'another base'}, whose geometry "
+            f"differs from that of {base}; register it on its own base"
+        )
+    tensors = _load_tensors(folder, description)
+    adapters = tuple(
+        Adapter(member.name, member.rank, member.scale, _matrices(folder, number, tensors))
+        for number, member in enumerate(spec.members)
+    )
+    gates = {
+        key.removeprefix("gates."): tensor
+        for key, tensor in tensors.items()
+        if key.startswith("gates.")
+    }
+    mixture = Mixture(spec, adapters, gates, tensors.get("instructions"))
+    _check_gates(folder, mixture)
+    return mixture
+
+
+def _describe(folder: Path) -> _Description:
+    path = folder / DESCRIPTION
+    try:
+        if path.stat().st_size > _MAX_DESCRIPTION_BYTES:
+            raise ArtefactError(f"mixer {folder}: {DESCRIPTION} is too large to be one")
+        description = _Description.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ArtefactError(
+            f"mixer {folder}: can't read {DESCRIPTION}: {error.strerror}; "
+            "name the folder that `coe mixer train` wrote"
+        ) from error
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, problem["loc"])) or DESCRIPTION
+        raise ArtefactError(
+            f"mixer {folder}: {DESCRIPTION} is damaged at {where}: {problem['msg']}"
+        ) from error
+    if description.format != FORMAT:
+        raise ArtefactError(
+            f"mixer {folder}: it has format {description.format}, this version reads {FORMAT}: "
+            "train it again"
+        )
+    return description
+
+
+def _load_tensors(folder: Path, description: _Description) -> dict[str, Tensor]:
+    path = folder / TENSORS
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ArtefactError(
+            f"mixer {folder}: {TENSORS} is missing or damaged ({error}): copy the folder again"
+        ) from error
+    for key, shape in description.shapes.items():
+        if key not in tensors:
+            raise ArtefactError(
+                f"mixer {folder}: the tensor {key} is missing from {TENSORS}: "
+                "copy the folder again, or train the mixer again"
+            )
+        if tuple(tensors[key].shape) != shape:
+            raise ArtefactError(
+                f"mixer {folder}: {key} has shape {tuple(tensors[key].shape)}, not {shape}: "
+                "copy the folder again"
+            )
+    if _digest(path) != description.sha256:
+        raise ArtefactError(
+            f"mixer {folder}: {TENSORS} is not the file that {DESCRIPTION} describes: "
+            "copy both from one training"
+        )
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise ArtefactError(f"mixer {folder}: {TENSORS} holds values that are not finite")
+    return {key: tensor.to(torch.float32) for key, tensor in tensors.items()}
+
+
+def _tensors(mixture: Mixture) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for number, adapter in enumerate(mixture.adapters):
+        for module, (a, b) in adapter.matrices.items():
+            tensors[f"adapters.{number}.{module}.a"] = a
+            tensors[f"adapters.{number}.{module}.b"] = b
+    tensors |= {f"gates.{name}": gate for name, gate in mixture.gates.items()}
+    if mixture.instructions is not None:
+        tensors["instructions"] = mixture.instructions
+    return tensors
+
+
+def _matrices(
+    folder: Path, number: int, tensors: dict[str, Tensor]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    prefix = f"adapters.{number}."
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for key in tensors:
+        if key.startswith(prefix) and key.endswith(".a"):
+            module = key[len(prefix) : -2]
+            partner = tensors.get(f"{prefix}{module}.b")
+            if partner is None:
+                raise ArtefactError(f"mixer {folder}: {module} has only one of its two matrices")
+            found[module] = (tensors[key], partner)
+    return found
+
+
+def _check_gates(folder: Path, mixture: Mixture) -> None:
+    experts = len(mixture.adapters)
+    wanted = {} if mixture.spec.gate.kind == "uniform" else mixture.gate_widths()
+    for name, width in wanted.items():
+        gate = mixture.gates.get(name)
+        if gate is None or tuple(gate.shape) != (experts, width):
+            raise ArtefactError(
+                f"mixer {folder}: it has no gate of shape {(experts, width)} for {name}: "
+                "train it again"
+            )
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """In bfloat16 where that loses nothing: adapters are mostly stored so."""
+    half = tensor.to(torch.bfloat16)
+    same = tensor.dtype == torch.float32 and torch.equal(half.float(), tensor)
+    return (half if same else tensor).contiguous()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
