@@ -29,7 +29,7 @@ function progress({ state, progress: { share, lines = [] }, started_at: start, f
     running && lines.length ? el("small", {}, lines.at(-1)) : null];
 }
 
-function result({ state, report, version: made, error, notes = [], promote }) {
+function result({ state, report, version: made, error, notes = [] }) {
   if (state === "failed") return el("span", { class: "alarm" }, error || "no reason was given");
   if (state !== "succeeded") return el("small", {}, error || "");
   return [
@@ -39,8 +39,9 @@ function result({ state, report, version: made, error, notes = [], promote }) {
     report.category_accuracy === undefined ? null
       : el("small", {}, `category right ${percent(report.category_accuracy)}, ` +
         `${count(report.n_prompts)} prompts`),
-    made ? el("small", {}, `version ${version(made)}${promote ? ", promoted" : ""}`) : null,
-    [...notes, ...(report.warnings || [])].map((line) => el("small", { class: "warn" }, line)),
+    made ? el("small", {}, `version ${version(made)}`) : null,
+    [...new Set([...notes, ...(report.warnings || [])])].map((line) =>
+      el("small", { class: "warn" }, line)),
   ];
 }
 
