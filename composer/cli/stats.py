@@ -86,9 +86,10 @@ def _watch(url: str, last: int, by: str | None) -> None:
     from rich.live import Live
     from rich.text import Text
 
+    console = Console()
     page: RenderableType = _page(_fetch(url, last), by)
     try:
-        with Live(page, console=Console(), auto_refresh=False, vertical_overflow="visible") as live:
+        with Live(page, console=console, auto_refresh=False, screen=console.is_terminal) as live:
             while True:
                 time.sleep(WATCH_S)
                 shown = page
@@ -98,7 +99,7 @@ def _watch(url: str, last: int, by: str | None) -> None:
                     shown = Group(page, Text(error.message, "red"))
                 live.update(shown, refresh=True)
     except KeyboardInterrupt:
-        return
+        console.print(page)
 
 
 def _page(found: dict[str, Any], by: str | None) -> "RenderableType":
