@@ -40,11 +40,15 @@ EnginePlan = EmbeddedPlan | RemotePlan | BridgePlan
 
 
 def plan_engines(config: Config, experts: Mapping[str, ExpertSpec]) -> dict[str, EnginePlan]:
-    """The engines by name: the configured ones, and those of experts that have one of their own."""
+    """The engines by name: the configured ones, and those of experts that have one of their own.
+
+    An embedded engine without experts has nothing to serve and is not among them.
+    """
     plans: dict[str, EnginePlan] = {}
     for engine in config.engines:
         if isinstance(engine, EmbeddedEngineSpec):
-            plans[engine.name] = EmbeddedPlan(engine, _served(engine.name, experts))
+            if served := _served(engine.name, experts):
+                plans[engine.name] = EmbeddedPlan(engine, served)
         else:
             plans[engine.name] = RemotePlan(base_url(str(engine.url)), engine.api_key_env)
     for spec in experts.values():
