@@ -37,16 +37,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
 }
 
 
-def make_base(family: str) -> Any:
+def make_base(family: str, **more: Any) -> Any:
     """A random model of a family, frozen: what needs a gradient is multiplied differently."""
     name, values, _ = FAMILIES[family]
     torch.manual_seed(zlib.crc32(family.encode()))
-    config = getattr(transformers, name)(**values)
+    config = getattr(transformers, name)(**{**values, **more})
     return transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
 
 
-def save_base(family: str, folder: Path) -> Path:
-    make_base(family).save_pretrained(folder)
+def save_base(family: str, folder: Path, **more: Any) -> Path:
+    make_base(family, **more).save_pretrained(folder)
     return folder
 
 

@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "setup": ("composer.cli.setup", "Prepare models and the router without starting anything."),
     "experts": ("composer.cli.experts", "Register, list, drain and remove experts."),
     "train": ("composer.cli.train", "Train a router from labelled task data."),
+    "mixer": ("composer.cli.mixer", "Train and show mixers of LoRA adapters."),
     "chat": ("composer.cli.chat", "Talk with a running gateway."),
     "grade": ("composer.cli.grade", "Grade an expert by checking its answers."),
     "datasets": ("composer.cli.datasets", "Upload, list and remove labelled task data."),

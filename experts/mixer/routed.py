@@ -19,7 +19,8 @@ class Routing:
 
     `prior` and `allowed` broadcast to the weights, (..., experts): (batch, 1, experts) for a batch
     of requests, (tokens, experts) for ragged steps. `dense` turns top-k and top-p off, as training
-    does. With `record` on, every linear leaves its weights in `recorded`.
+    does; `sigmoid` weighs each expert by `sigmoid(v . x)`, as a gate vector is trained. With
+    `record` on, every linear leaves its weights in `recorded`.
     """
 
     def __init__(self, gate: GateSpec, open_experts: Tensor) -> None:
@@ -27,6 +28,7 @@ class Routing:
         self.open = open_experts
         self._all_open = bool(open_experts.all())
         self.dense = False
+        self.sigmoid = False
         self.record = False
         self.off = False
         self.prior: Tensor | None = None
@@ -38,6 +40,9 @@ class Routing:
         return len(self.open)
 
     def weights(self, module: str, logits: Tensor) -> Tensor:
+        """The experts' weights from local logits, both (..., experts)."""
+        if self.sigmoid:
+            return logits.sigmoid()
         allowed = self.allowed
         if not self._all_open:
             allowed = self.open if allowed is None else allowed & self.open
@@ -99,7 +104,8 @@ class RoutedLinear(nn.Module):
         stacked = stack(parts)
         self.a = nn.Parameter(stacked.a, requires_grad=False)
         self.b = nn.Parameter(stacked.b, requires_grad=False)
-        self.columns = stacked.columns
+        self.columns: Tensor
+        self.register_buffer("columns", stacked.columns, persistent=False)
         self.in_features = self.a.shape[1]
         self.out_features = self.b.shape[0]
 
@@ -117,6 +123,8 @@ class RoutedLinear(nn.Module):
     def _logits(self, x: Tensor) -> Tensor:
         if self.gate is None:
             return x.new_zeros((*x.shape[:-1], self.routing.experts), dtype=torch.float32)
+        if self.routing.sigmoid:
+            return local_logits("linear", self.gate, x)
         matrix = prepared(self.kind, self.gate)
         return local_logits(self.kind, matrix, x, self.routing.gate.temperature)
 
@@ -130,7 +138,8 @@ def attach(model: Any, mixture: Mixture, *, exact: bool = False) -> Routing:
         SetupError: an adapter, or a gate, does not fit the model.
     """
     model.requires_grad_(False)
-    routing = Routing(mixture.spec.gate, mixture.open)
+    device = next(model.parameters()).device
+    routing = Routing(mixture.spec.gate, mixture.open.to(device))
     gates = {name: nn.Parameter(gate, requires_grad=False) for name, gate in mixture.gates.items()}
     for module in mixture.modules:
         parts = mixture.parts(module)
@@ -141,7 +150,7 @@ def attach(model: Any, mixture: Mixture, *, exact: bool = False) -> Routing:
             raise SetupError(f"the mixer has no gate for {module}: train or make it again")
         parent, _, leaf = module.rpartition(".")
         routed = RoutedLinear(module, linear, routing, parts, gate, exact=exact)
-        setattr(model.get_submodule(parent), leaf, routed)
+        setattr(model.get_submodule(parent), leaf, routed.to(device))
     return routing
 
 
