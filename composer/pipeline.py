@@ -89,7 +89,9 @@ class Pipeline:
         kept = False
         if query.session:
             expert = await self._sessions.expert_of(model, query.session)
-            ranked, ranking = ranking, stay(ranking, expert, self._sessions.switch_gain)
+            gain = query.switch_gain
+            gain = self._sessions.switch_gain if gain is None else gain
+            ranked, ranking = ranking, stay(ranking, expert, gain)
             kept = ranking is not ranked
         return Decision(
             id=_decision_id(),

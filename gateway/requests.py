@@ -82,6 +82,13 @@ class ComposerOptions(BaseModel):
     session: Session | None = Field(
         default=None, description="Requests of one session stay with one expert."
     )
+    switch_gain: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="How much more another expert must be expected to score for the session to "
+        "move to it; unset: the operator's setting.",
+    )
     explain: bool = Field(default=False, description="Say why, in headers or in the answer.")
 
 
@@ -182,6 +189,7 @@ class ChatRequest(_Generation):
             ),
             policy=policy(self.composer),
             session=session,
+            switch_gain=gain_of(self.composer),
         )
 
     def _capabilities(self) -> Iterator[Capability]:
@@ -226,6 +234,7 @@ class CompletionRequest(_Generation):
             ),
             policy=policy(self.composer),
             session=session,
+            switch_gain=gain_of(self.composer),
         )
 
     def outgoing(self, payload: dict[str, Any]) -> dict[str, Any]:
@@ -292,6 +301,7 @@ class RouteRequest(BaseModel):
             needs=needs(messages),
             policy=policy(self.composer),
             session=session,
+            switch_gain=gain_of(self.composer),
         )
 
 
@@ -325,6 +335,11 @@ def policy(options: ComposerOptions | None) -> Policy:
         quality_weight=options.quality_weight,
         experts=None if options.experts is None else frozenset(options.experts),
     )
+
+
+def gain_of(options: ComposerOptions | None) -> float | None:
+    """How much better another expert must be for a session to leave its own."""
+    return None if options is None else options.switch_gain
 
 
 def session_of(scope: Scope, options: ComposerOptions | None) -> str:

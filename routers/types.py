@@ -56,12 +56,14 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class RouteQuery:
-    """A request as routing sees it. Requests of one `session` (empty: none) go to one expert."""
+    """A request as routing sees it. Requests of one `session` (empty: none) go to one expert, until
+    another is expected to score more than `switch_gain` above it (None: the operator's setting)."""
 
     text: str
     needs: Needs = field(default_factory=Needs)
     policy: Policy = field(default_factory=Policy)
     session: str = ""
+    switch_gain: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,6 +207,7 @@ class TestFields:
             ({"composer": {"experts": ["no such"]}}, "composer.experts.0"),
             ({"composer": {"explain": "yes"}}, "composer.explain"),
             ({"composer": {"session": ""}}, "composer.session"),
+            ({"composer": {"switch_gain": 2}}, "composer.switch_gain"),
         ],
     )
     async def test_wrong_field_of_all_prompts_is_named(

@@ -65,7 +65,13 @@ class TestPiped:
         self, gateway: Running, upstream: FaultyServer
     ) -> None:
         code, output, _ = await coe(
-            gateway, "chat", "--system", "Be kind.", typed=f"{GREETING}\n\n{WEATHER}\n"
+            gateway,
+            "chat",
+            "--switch-gain",
+            "1",
+            "--system",
+            "Be kind.",
+            typed=f"{GREETING}\n\n{WEATHER}\n",
         )
         assert code == 0
         lines = output.splitlines()
@@ -82,9 +88,15 @@ class TestPiped:
         _, output, _ = await coe(gateway, "chat", "--no-sticky", typed=f"{GREETING}\n{WEATHER}\n")
         assert output.splitlines()[2].startswith("other: category 'weather'")
 
+    async def test_expert_that_is_clearly_better_takes_over(self, gateway: Running) -> None:
+        typed = f"{GREETING}\n{WEATHER}\n"
+        _, output, _ = await coe(gateway, "chat", typed=typed)
+        assert output.splitlines()[2].startswith("other: category 'weather'")
+
     async def test_named_session_goes_on_in_a_later_conversation(self, gateway: Running) -> None:
-        await coe(gateway, "chat", "--session", "mine", typed=f"{GREETING}\n")
-        _, output, _ = await coe(gateway, "chat", "--session", "mine", typed=f"{WEATHER}\n")
+        stay = ("chat", "--session", "mine", "--switch-gain", "1")
+        await coe(gateway, *stay, typed=f"{GREETING}\n")
+        _, output, _ = await coe(gateway, *stay, typed=f"{WEATHER}\n")
         assert output.startswith("good: the session is with 'good'")
 
     async def test_commands_change_the_model_and_begin_anew(

@@ -152,6 +152,14 @@ class TestSessions:
         for other in (False, True):
             assert await two.ask("greeting", name, other=other) == "bob"
 
+    async def test_request_may_say_when_it_would_leave_its_expert(
+        self, two: Two, name: str
+    ) -> None:
+        assert await two.ask("greeting", name) == "ann"
+        for gain, expert in ((0.6, "ann"), (0.2, "bob")):
+            options = {"session": name, "switch_gain": gain}
+            assert await two.ask("weather", None, composer=options) == expert
+
     async def test_session_can_not_bypass_the_policy(self, two: Two, name: str) -> None:
         assert await two.ask("greeting", name) == "ann"
         options = {"session": name, "experts": ["bob"]}

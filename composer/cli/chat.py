@@ -24,12 +24,26 @@ _COMMAND = re.compile(r"/([a-z]+)(?:\s+(\S+))?\s*")
 @click.option("--session", help="Go on with this session; without it a new one begins.")
 @click.option("--system", help="A system prompt for the whole conversation.")
 @click.option("--no-sticky", is_flag=True, help="Choose the expert anew at each turn.")
+@click.option(
+    "--switch-gain",
+    type=click.FloatRange(0, 1),
+    default=0.25,
+    show_default=True,
+    help="How much better another expert must be expected to be to take over; 1: never.",
+)
 @gateway_option
-def command(model: str, session: str | None, system: str | None, no_sticky: bool, url: str) -> None:
+def command(
+    model: str,
+    session: str | None,
+    system: str | None,
+    no_sticky: bool,
+    switch_gain: float,
+    url: str,
+) -> None:
     """Talk with a running gateway. Each turn shows the expert that answers and why.
 
-    The turns of a conversation stay with one expert, unless --no-sticky is given. Lines from a pipe
-    are one turn each.
+    The turns of a conversation stay with one expert until another is expected to be clearly better;
+    with --no-sticky each turn goes to the best. Lines from a pipe are one turn each.
 
     \b
     Example:
@@ -46,6 +60,7 @@ def command(model: str, session: str | None, system: str | None, no_sticky: bool
         system=system,
         session=session,
         sticky=not no_sticky,
+        switch_gain=switch_gain,
         show=_show,
         tell=lambda line: click.secho(line, dim=True),
     )

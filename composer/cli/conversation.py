@@ -31,6 +31,7 @@ class Conversation:
         system: str | None,
         session: str | None,
         sticky: bool,
+        switch_gain: float,
         show: Callable[[str], None],
         tell: Callable[[str], None],
     ) -> None:
@@ -38,6 +39,7 @@ class Conversation:
         self._url = url.rstrip("/")
         self._system = system
         self._sticky = sticky
+        self._switch_gain = switch_gain
         self._show = show
         self._tell = tell
         self._client: aiohttp.ClientSession | None = None
@@ -80,7 +82,7 @@ class Conversation:
         assert self._client is not None
         options: dict[str, Any] = {"explain": True}
         if self._sticky:
-            options["session"] = self._session
+            options |= {"session": self._session, "switch_gain": self._switch_gain}
         body = {"model": self.model, "messages": messages, "stream": True, "composer": options}
         url = self._url + PATH
         headers = {"content-type": "application/json"}
