@@ -177,7 +177,10 @@ def _only_known(data: TaskData, specs: Mapping[str, ExpertSpec]) -> tuple[TaskDa
 
 
 def _portable(spec: ExpertSpec) -> ExpertSpec:
-    """A spec without the adapter's place on this machine: it is no property of the expert."""
-    if spec.adapter is None:
-        return spec
-    return spec.model_copy(update={"adapter": Path(spec.adapter.name)})
+    """A spec as it was written, without the adapter's place on this machine, which is no property
+    of the expert, and without the name of the engine that is made for it alone."""
+    if spec.adapter is not None:
+        spec = spec.model_copy(update={"adapter": Path(spec.adapter.name)})
+    if spec.path is not None or spec.url is not None or spec.provider is not None:
+        spec = spec.model_copy(update={"engine": None})
+    return spec

@@ -89,13 +89,16 @@ def test_outcomes_of_experts_that_are_not_listed_are_left_out_and_said_so(
 ) -> None:
     experts = tmp_path / "experts.yaml"
     experts.write_text(
-        "- {id: talker, kind: model, engine: e}\n- {id: silent, kind: model, engine: e}\n"
+        "- {id: talker, kind: remote, url: 'http://localhost:1/v1'}\n"
+        "- {id: silent, kind: model, engine: e}\n"
     )
     code, output = train(data, tmp_path / "out", "--experts", str(experts))
     assert code == 0, output
     assert "outcomes of 'calculator' are left out" in output
     assert "expert 'silent' has no outcomes" in output
-    assert load_artefact(tmp_path / "out").manifest.experts == ("talker",)
+    manifest = load_artefact(tmp_path / "out").manifest
+    assert manifest.experts == ("talker",)
+    assert [spec.engine for spec in manifest.specs] == [None]
 
 
 @pytest.mark.parametrize(

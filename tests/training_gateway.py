@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import AnyHttpUrl
+
 from composer.config import Config
 from composer.state import Endpoint, State
 from composer.state.store import version_key
 from composer.trainings.runner import TrainingRunner
+from experts.registry import own_engine_name
 from experts.spec import ExpertSpec
 from tests.faulty import faulty_server
 from tests.small_composition import Running, gateway_config, small_gateway
@@ -67,10 +70,16 @@ async def training_gateway(
 ) -> AsyncIterator[Trained]:
     """Two experts that answer; the incumbent alone takes part in the live composition. Without
     `run` nobody runs trainings."""
-    specs = [ExpertSpec(id=e, kind="remote", engine="up") for e in (INCUMBENT, NEWCOMER)]
+    specs = [
+        ExpertSpec(id=INCUMBENT, kind="remote", engine="up"),
+        ExpertSpec(id=NEWCOMER, kind="remote", url=AnyHttpUrl("http://127.0.0.1:9/v1")),
+    ]
     quality = {"greeting": {INCUMBENT: 0.5}, "weather": {INCUMBENT: 0.5}}
     async with faulty_server() as upstream:
-        endpoints = [Endpoint(engine="up", base_url=upstream.url, state="ready")]
+        endpoints = [
+            Endpoint(engine=engine, base_url=upstream.url, state="ready")
+            for engine in ("up", own_engine_name(NEWCOMER))
+        ]
         async with small_gateway(folder, cache_dir, specs, endpoints, quality, **settings) as g:
             live = (await g.state.live.get("auto")).current
             await g.state.versions.put({version_key("auto", live.version): live})

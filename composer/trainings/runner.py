@@ -27,7 +27,6 @@ from composer.state.store import version_key
 from composer.trainings.job import ARTEFACT, JOB, PROGRESS, RESULT, Job, Result, Step
 from composer.trainings.queue import ACTIVE, prune_trainings
 from experts.errors import ComposerError, DataError, InvalidRequest, StateUnavailable
-from experts.registry import index_experts
 
 POLL_S = 0.5
 MAX_LINES = 20
@@ -166,7 +165,7 @@ class TrainingRunner:
         files: list[Path] = []
         for dataset in record.datasets:
             files += files_of(await state.datasets.get(dataset), config)
-        registered = index_experts(r.spec for r in (await state.experts.all()).values())
+        registered = {e: record.spec for e, record in (await state.experts.all()).items()}
         gone = sorted(set(record.experts) - registered.keys())
         if gone:
             raise InvalidRequest(f"expert '{gone[0]}' is not registered any more", param="experts")
