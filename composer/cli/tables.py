@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+PIPE_WIDTH = 1000
+
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows under their columns; text is shown as it is, markup means nothing in it."""
@@ -13,8 +15,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    # In a pipe nothing is to be cut or wrapped at a terminal's width.
     console = Console()
     if not console.is_terminal:
-        console = Console(width=max(80, console.measure(table).maximum))
+        # In a pipe nothing is to be cut or wrapped at a terminal's width.
+        console = Console(width=PIPE_WIDTH)
     console.print(table)
