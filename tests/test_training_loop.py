@@ -10,7 +10,8 @@ import pytest_asyncio
 
 from composer.config import Timeouts
 from composer.datasets import CONFIGURED, UPLOAD_PREFIX
-from composer.state import TrainingRecord
+from composer.lease import Lease
+from composer.state import JobRecord, TrainingRecord
 from composer.trainings import queue, runner
 from composer.trainings.queue import prune_trainings
 from composer.trainings.runner import TrainingRunner
@@ -115,36 +116,44 @@ async def test_promoted_version_sends_a_category_to_the_new_expert_until_it_is_r
     await until_left_behind_nothing(running)
 
 
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def named(running: Trained, dataset: str) -> dict[str, Any]:
+    """A training that made a composition of its own, and promoted it."""
+    return await running.train(dataset, composition="team/maths", promote=True)
+
+
 async def test_new_name_is_served_as_a_model_at_once_when_its_training_promotes(
-    running: Trained, dataset: str
+    running: Trained, named: dict[str, Any]
 ) -> None:
-    record = await running.train(dataset, composition="team/maths", promote=True)
-    assert record["state"] == "succeeded", record
+    assert named["state"] == "succeeded", named
     await asyncio.sleep(1)
     assert (await where(running, SUM, "team/maths"))["expert"] == NEWCOMER
     shown = await running.call("GET", "/compositions/team/maths")
-    assert [v["version"] for v in shown["versions"]] == [record["version"]]
-    assert shown["versions"][0]["summary"]["routed"] == record["report"]["routed"]
+    assert shown["live"]["version"] == named["version"]
+    assert shown["versions"][0]["summary"]["routed"] == named["report"]["routed"]
 
 
-async def test_the_same_training_makes_the_same_version(running: Trained, dataset: str) -> None:
-    records = [await running.train(dataset, composition="twice") for _ in range(2)]
-    assert records[0]["version"] == records[1]["version"]
-    assert len((await running.call("GET", "/compositions/twice"))["versions"]) == 1
+async def test_the_same_training_makes_the_same_version(
+    running: Trained, named: dict[str, Any], dataset: str
+) -> None:
+    again = await running.train(dataset, composition="team/maths", promote=True)
+    assert again["version"] == named["version"]
+    shown = await running.call("GET", "/compositions/team/maths")
+    assert [v["training"] for v in shown["versions"]] == [named["id"]]
+    assert shown["former"] == []
 
 
 async def test_categories_alone_keep_the_scores_of_the_live_version(
-    running: Trained, dataset: str
+    running: Trained, named: dict[str, Any]
 ) -> None:
-    await running.train(dataset, composition="kept", promote=True)
     labels = await running.upload([*prompts("arithmetic"), *prompts("extraction")])
-    record = await running.train(labels, composition="kept", promote=True)
+    record = await running.train(labels, composition="team/maths", promote=True)
     assert record["state"] == "succeeded", record
     assert any("scores are those of the base" in note for note in record["notes"])
     assert any("'extraction' is new" in note for note in record["notes"])
     assert record["report"]["routed"] is None
     await asyncio.sleep(1)
-    assert (await where(running, SUM, "kept"))["expert"] == NEWCOMER
+    assert (await where(running, SUM, "team/maths"))["expert"] == NEWCOMER
     refused = await running.train(labels, composition="unheard-of")
     assert refused["state"] == "failed"
     assert "no version whose scores of the experts could be kept" in refused["error"]
@@ -228,6 +237,24 @@ async def test_finished_trainings_are_forgotten_when_they_are_too_many(
     assert set(await running.state.trainings.all()) == {record.id for record in newest}
 
 
+async def test_training_waits_when_another_supervisor_holds_the_lease(
+    tmp_path: Path, cache_dir: Path
+) -> None:
+    async with training_gateway(tmp_path, cache_dir, run=False) as t:
+        dataset = await t.upload(OUTCOMES[:10])
+        connection = t.state.connection
+        async with (
+            Lease(connection, "experts", tmp_path / "theirs") as theirs,
+            Lease(connection, "experts", tmp_path / "ours", ttl_s=0.5) as ours,
+            TrainingRunner(t.state, t.config, ours),
+        ):
+            record = await t.call("POST", "/trainings", {"datasets": [dataset]}, expect=201)
+            await asyncio.sleep(1.5)
+            assert theirs.held
+            shown = await t.call("GET", f"/trainings/{record['id']}")
+            assert shown["state"] == "queued"
+
+
 async def test_training_is_run_again_when_its_supervisor_died(
     tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,8 +300,6 @@ async def test_training_fails_with_the_reason_when_it_takes_too_long_or_its_proc
 
 async def finished(t: Trained, record: TrainingRecord) -> TrainingRecord:
     """What becomes of a training whose dataset was removed after it was queued."""
-    from composer.state import JobRecord
-
     job = JobRecord(id=record.id, created_at=0)
     await t.state.write([(t.state.trainings, {record.id: record}), (t.state.jobs, {job.id: job})])
     async with TrainingRunner(t.state, t.config):
