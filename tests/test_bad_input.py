@@ -116,12 +116,12 @@ async def post(gateway: Running, path: str, body: object) -> tuple[int, dict[str
 
 class TestEveryPath:
     @pytest.mark.parametrize(("method", "path"), TAKE_JSON)
-    @pytest.mark.parametrize("kind", NOT_A_REQUEST)
     async def test_what_is_no_request_is_refused(
-        self, gateway: Running, method: str, path: str, kind: str
+        self, gateway: Running, method: str, path: str
     ) -> None:
-        status, _ = await refused(gateway, method, path, NOT_A_REQUEST[kind])
-        assert status == 400
+        for kind, data in NOT_A_REQUEST.items():
+            status, _ = await refused(gateway, method, path, data)
+            assert status == 400, kind
 
     @pytest.mark.parametrize(("method", "path"), TAKE_JSON)
     async def test_missing_field_is_named(self, gateway: Running, method: str, path: str) -> None:
@@ -135,12 +135,10 @@ class TestEveryPath:
         assert (status, error["code"]) == (413, "request_too_large")
 
     @pytest.mark.parametrize("path", PATHS)
-    @pytest.mark.parametrize("method", ["PUT", "PATCH", "OPTIONS", "TRACE", "PROPFIND"])
-    async def test_method_that_nothing_takes_is_405(
-        self, gateway: Running, path: str, method: str
-    ) -> None:
-        status, error = await refused(gateway, method, path, b"")
-        assert (status, error["code"]) == (405, "method_not_allowed")
+    async def test_method_that_nothing_takes_is_405(self, gateway: Running, path: str) -> None:
+        for method in ("PUT", "PATCH", "OPTIONS", "TRACE", "PROPFIND"):
+            status, error = await refused(gateway, method, path, b"")
+            assert (status, error["code"]) == (405, "method_not_allowed"), method
 
     @pytest.mark.parametrize(
         "path",

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from composer.packing import Entry, pack, unpack
 from composer.quick_redis import BREAK_S, QuickRedis
-from composer.shared_cache import TABLES, WRITE_S
+from composer.shared_cache import TABLES
 from composer.state import Endpoint, State
 from experts.spec import ExpertSpec
 from routers.types import GENERAL, Scores
@@ -33,7 +33,8 @@ from tests.small_composition import (
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-ROWS = 64
+ROWS = 32
+WRITE_S = 0.1
 TIMEOUT_S = 0.1
 CACHE = "/admin/v1/cache"
 
@@ -65,7 +66,7 @@ class Two:
 
     async def written(self) -> None:
         """Wait until what was scored has surely been written."""
-        await asyncio.sleep(WRITE_S + 0.2)
+        await asyncio.sleep(WRITE_S + 0.15)
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -80,12 +81,15 @@ async def two(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Asyn
         "weather": {"away": 0.1, "good": 0.2, "canned": 1},
     }
     endpoints = [Endpoint(engine="one", base_url="http://127.0.0.1:9", state="ready")]
+    patch = pytest.MonkeyPatch()
+    patch.setattr("composer.shared_cache.WRITE_S", WRITE_S)
     folder = tmp_path_factory.mktemp("gateway")
     cache = {"shared_entries": ROWS, "timeout_ms": TIMEOUT_S * 1000}
     async with small_gateway(folder, cache_dir, specs, endpoints, quality, cache=cache) as first:
         config = gateway_config(folder, cache_dir, cache=cache)
         async with gateway_worker(config, first.redis_url) as (_, other):
             yield Two(first, other)
+    patch.undo()
 
 
 def text() -> str:

@@ -16,8 +16,9 @@ import pytest_asyncio
 from composer.config import load_config
 from composer.keys import create_key, digest_of
 from composer.state import Endpoint, State
-from experts.errors import ConfigError
+from experts.errors import ConfigError, NotReady, Unauthenticated
 from experts.spec import ExpertSpec
+from gateway.auth import Authenticator
 from tests.faulty import faulty_server
 from tests.small_composition import SENTENCES, Running, redis_service, small_gateway
 
@@ -277,3 +278,14 @@ async def test_commands_make_list_and_remove_keys_through_the_gateway(
     refused = await asyncio.to_thread(coe, stranger, "keys", "create", "--admin")
     assert refused.returncode == 1
     assert "401" in refused.stderr
+
+
+async def test_no_key_is_taken_before_the_keys_are_known() -> None:
+    def scope(*headers: tuple[bytes, bytes]) -> dict[str, Any]:
+        return {"path": "/v1/models", "headers": list(headers)}
+
+    unread = Authenticator(lambda: None, required=True)
+    with pytest.raises(NotReady):
+        unread.check(scope((b"authorization", b"Bearer cmp-anything")))
+    with pytest.raises(Unauthenticated):
+        unread.check(scope())
