@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from composer.config import Config, demo_experts_file
+from composer.config import ENV_PREFIX, Config, demo_experts_file
 from composer.lifecycle.plan import base_url
 from composer.lifecycle.remote import why_unreachable
 from composer.setup import model_folder
@@ -34,6 +34,12 @@ async def admit(
         InvalidRequest: with the field in `param`.
     """
     _check_engine(spec, config)
+    if spec.api_key_env is not None and spec.api_key_env.startswith(ENV_PREFIX):
+        raise InvalidRequest(
+            f"'api_key_env': variables that begin with {ENV_PREFIX} are settings of Composer and "
+            "are sent to nobody",
+            param="api_key_env",
+        )
     if spec.api_key_env is not None and not environ.get(spec.api_key_env):
         raise InvalidRequest(
             f"'api_key_env': {spec.api_key_env} is not set where Composer runs: set it there and "

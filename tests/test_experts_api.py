@@ -72,6 +72,8 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("base", {"id": "x", "kind": "lora", "base": "far", "adapter": str(DEMO / "sql")}),
     ("api_key_env", {"id": "x", "kind": "remote", "provider": "openai",
                      "api_key_env": "SURELY_NOT_SET"}),
+    ("api_key_env", {"id": "x", "kind": "remote", "provider": "openai",
+                     "api_key_env": "COMPOSER_REDIS_URL"}),
     ("adapter", {"id": "x", "kind": "lora", "base": "near", "adapter": "adapters/sql"}),
     ("adapter", {"id": "x", "kind": "lora", "base": "near", "adapter": "/etc"}),
     ("adapter", {"id": "x", "kind": "lora", "base": "near",
