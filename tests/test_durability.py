@@ -58,14 +58,20 @@ class Service:
         self.process.wait(10)
 
 
-async def start(config: Path, port: int) -> Service:
+def spawn(config: Path, port: int) -> Service:
+    argv = [sys.executable, "-m", "composer.cli", "up", "--config", str(config)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "composer.cli", "up", "--config", str(config), "--port", str(port)],
+        [*argv, "--port", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=dict(os.environ),
     )
-    service = Service(process, f"http://127.0.0.1:{port}")
+    return Service(process, f"http://127.0.0.1:{port}")
+
+
+async def start(config: Path, port: int) -> Service:
+    service = spawn(config, port)
+    process = service.process
     async with aiohttp.ClientSession(service.url) as session, asyncio.timeout(START_S):
         while True:
             assert process.poll() is None, "coe up ended"
