@@ -11,7 +11,7 @@ from composer.dispatch import Dispatcher
 from composer.pipeline import Pipeline
 from composer.quick_redis import QuickRedis
 from composer.score_cache import DecisionCache, LocalCache
-from composer.sessions import Sessions
+from composer.sessions import READ_S, Sessions
 from composer.shared_cache import SharedCache
 from composer.snapshots import SnapshotKeeper, View
 from composer.state import State
@@ -58,6 +58,8 @@ async def build(config: Config, redis_url: str) -> AsyncIterator[Parts]:
         quick = await stack.enter_async_context(
             QuickRedis(redis_url, config.cache.timeout_ms / 1000)
         )
+        # Of its own: what is too slow for the cache must not keep sessions from their experts.
+        patient = await stack.enter_async_context(QuickRedis(redis_url, READ_S))
         shared = await stack.enter_async_context(SharedCache(quick, config.cache))
         scores = DecisionCache(LocalCache(config.cache.local_entries), shared, encoder.id)
 
@@ -82,7 +84,7 @@ async def build(config: Config, redis_url: str) -> AsyncIterator[Parts]:
                 batcher,
                 scores,
                 conditions,
-                Sessions(quick, config.sessions),
+                Sessions(patient, config.sessions),
             ),
             dispatcher=Dispatcher(keeper, client, conditions, config.limits),
             recorder=recorder,

@@ -13,6 +13,11 @@ from composer.state import PREFIX
 
 SESSIONS = f"{PREFIX}session:"
 MAX_LOCAL = 10_000
+READ_S = 0.25
+WRITE_S = 1.0
+"""A packaged server syncs each write to its disk, which can take longer than a look-up in the cache
+may; and forgetting whom a session is with is worse than missing a cached score."""
+
 RENEWALS = 4
 """How often a session's time to live is renewed within it. Only a new expert is written at once, so
 that another worker may forget a session after three quarters of that time."""
@@ -73,7 +78,7 @@ class Sessions:
             await client.set(SESSIONS + name, expert, px=round(self._ttl_s * 1000))
             return True
 
-        if not await self._redis.ask(write, False):
+        if not await self._redis.ask(write, False, timeout_s=WRITE_S):
             kept.renew_at = now
 
     def _remember(self, name: str, expert: str) -> _Kept:

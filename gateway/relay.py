@@ -150,7 +150,7 @@ class _Exchange:
     async def _relay(self, send: Send, explain: bool) -> None:
         assert self._answer is not None
         if self._answer.rest is None:
-            await self._keep_session(self._answer)
+            await self._keep_session(self._answer.expert)
             async with self._reading():
                 await send_answer(send, 200, self._answer.body, self._headers(explain))
             self.record("ok", 200)
@@ -162,25 +162,32 @@ class _Exchange:
         assert self._answer is not None
         assert self._answer.rest is not None
         rest = self._answer.rest
+        keeping: asyncio.Task[None] | None = None
+        if self._query.session:
+            # Beside the stream, which must not wait for it; before the stream's end.
+            keeping = asyncio.create_task(self._keep_session(self._answer.expert))
         try:
-            await self._keep_session(self._answer)
             headers.append((b"cache-control", b"no-store"))
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await self._send_part(send, self._answer.body)
             async for data in rest:
                 await self._send_part(send, data)
+            if keeping is not None:
+                await keeping
             await send({"type": "http.response.body", "body": b""})
         finally:
             rest.close()
+            if keeping is not None:
+                keeping.cancel()
         if rest.error is None:
             self.record("ok", 200)
         else:
             self.record("error", 200, error=rest.error)
 
-    async def _keep_session(self, answer: Answer) -> None:
-        """Before the client has its answer: its next turn may come to another worker."""
+    async def _keep_session(self, expert: str) -> None:
+        """Before the client has its whole answer: its next turn may come to another worker."""
         if self._query.session:
-            await self._endpoint._pipeline.keep(self._query, self._decision, answer.expert)
+            await self._endpoint._pipeline.keep(self._query, self._decision, expert)
 
     async def _send_part(self, send: Send, data: bytes) -> None:
         async with self._reading():
