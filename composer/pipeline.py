@@ -9,7 +9,7 @@ from typing import NoReturn
 from composer.batching import MicroBatcher
 from composer.conditions import ConditionsTracker
 from composer.packing import Entry
-from composer.score_cache import DecisionCache, normalise
+from composer.score_cache import DecisionCache
 from composer.sessions import Sessions
 from composer.snapshots import LiveComposition, SnapshotKeeper, View
 from experts.errors import NotReady, UnknownModel
@@ -17,6 +17,7 @@ from experts.spec import ExpertSpec
 from routers.encoders.base import Encoder
 from routers.ranking import rank, stay
 from routers.types import DIRECT, CacheState, Decision, RouteQuery, Scores
+from routers.wording import normalise
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ class Pipeline:
             saved_ms = entry.took_ms - (self._clock() - start) * 1000
             return _Scored(entry.scores, "hit", saved_ms=max(0.0, saved_ms))
         encoded = await self._batcher.submit(text)
-        scores = composition.artefact.router.score(encoded.vector)
+        scores = composition.artefact.router.score(encoded.vector, text)
         cache.put(composition, key, Entry(scores, (self._clock() - start) * 1000))
         return _Scored(scores, "miss" if cache.enabled else "off", queue_ms=encoded.queue_ms)
 

@@ -15,11 +15,6 @@ from composer.state.store import EVERY_VERSION
 Key = bytes
 
 
-def normalise(text: str) -> str:
-    """What is scored for a text: runs of white space folded, none at the ends."""
-    return " ".join(text.split())
-
-
 class LocalCache:
     """The part in this process. Least recently used entries leave first; `capacity` 0 is off."""
 

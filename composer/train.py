@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from composer.score_cache import normalise
 from experts.errors import DataError
 from experts.spec import ExpertSpec
 from routers.dataset import MAX_REPORTED, TaskData, read_task_data
 from routers.encoders.base import Encoder
 from routers.two_step import Router, TwoStepRouter
 from routers.types import GENERAL
+from routers.wording import normalise
 
 if TYPE_CHECKING:
     from routers.artefact import Artefact
     from routers.mapping import Mapping as ExpertMapping
-    from routers.training import TrainingReport
+    from routers.training import Method, TrainingReport
 
 ENCODE_BATCH = 64
 EMBEDDED_SHARE = 0.8
@@ -48,6 +48,7 @@ def train_artefact(
     name: str,
     progress: Callable[[str], None],
     *,
+    method: "Method" = "auto",
     base: "Artefact | None" = None,
     quality_weight: float = 1.0,
     on_share: Callable[[float], None] = lambda share: None,
@@ -59,11 +60,11 @@ def train_artefact(
     versions that differ in it alone are two. `on_share` hears what share of the work is done.
 
     Raises:
-        DataError: the data can't be used; see `read_task_data` and `train_two_step`.
+        DataError: the data can't be used; see `read_task_data` and `train_router`.
         ArtefactError: `out` can't be written.
     """
     from routers.artefact import save_artefact
-    from routers.training import train_two_step
+    from routers.training import TrainingOptions, train_router
 
     progress(f"reading {len(files)} files")
     data = read_task_data(files)
@@ -83,9 +84,12 @@ def train_artefact(
 
         kept = _mapping_of(base)
         data = with_kept_scores(data, kept)
+    data = replace(data, texts=tuple(normalise(text) for text in data.texts))
     progress(f"embedding {len(data.texts)} prompts")
     embeddings = _embed(encoder, data.texts, lambda share: on_share(share * EMBEDDED_SHARE))
-    router, report = train_two_step(data, embeddings, progress=progress)
+    # Scores that are kept as they are hold nothing of single prompts to learn.
+    options = TrainingOptions(method=method if kept is None else "two-step")
+    router, report = train_router(data, embeddings, options, progress)
     on_share(0.98)
     if kept is not None:
         from routers.kept_mapping import keep_mapping
@@ -116,8 +120,9 @@ def count_unsure(router: Router, encoder: Encoder, files: Sequence[Path]) -> tup
         DataError: see `read_task_data`.
     """
     data = read_task_data(files)
-    embeddings = encoder.encode([normalise(text) for text in data.texts])
-    unsure = sum(router.score(row).category == GENERAL for row in embeddings)
+    texts = [normalise(text) for text in data.texts]
+    scores = map(router.score, encoder.encode(texts), texts)
+    unsure = sum(found.category == GENERAL for found in scores)
     return unsure, len(data.texts)
 
 
@@ -126,7 +131,7 @@ def _embed(
 ) -> NDArray[np.float32]:
     batches = []
     for start in range(0, len(texts), ENCODE_BATCH):
-        batches.append(encoder.encode([normalise(t) for t in texts[start : start + ENCODE_BATCH]]))
+        batches.append(encoder.encode(texts[start : start + ENCODE_BATCH]))
         on_share(min(1.0, (start + ENCODE_BATCH) / len(texts)))
     return np.concatenate(batches)
 

@@ -15,38 +15,48 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from experts.errors import ArtefactError
 from experts.spec import ExpertSpec
-from routers.category import CategoryRouter
-from routers.mapping import Mapping as ExpertMapping
+from routers.artefact_parts import RouterSettings, UnfitArrays, put_together, take_apart
 from routers.two_step import Router, TwoStepRouter
 
-SCHEMA = 1
 MANIFEST = "artefact.json"
 ARRAYS = "router.safetensors"
 
+_FLAT_SETTINGS = ("temperature", "min_probability", "min_similarity")
+"""Where schema 1 kept what schema 2 has under `router`."""
+
 
 class Manifest(BaseModel):
-    """`artefact.json`."""
+    """`artefact.json`. Schema 1, a two-step router on embeddings alone, is read as well."""
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[1] = 1
-    method: Literal["two-step"] = "two-step"
+    schema_version: Literal[1, 2] = 2
+    method: Literal["two-step", "auto"] = "two-step"
     name: str = Field(min_length=1, max_length=128)
     encoder: str
     dimension: int = Field(ge=1)
     categories: tuple[str, ...]
     experts: tuple[str, ...]
     specs: tuple[ExpertSpec, ...] = ()
-    temperature: float = Field(gt=0)
-    min_probability: float
-    min_similarity: float
+    router: RouterSettings
     report: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_schema_1(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or raw.get("schema_version") != 1 or "router" in raw:
+            return raw
+        kept = {key: value for key, value in raw.items() if key not in _FLAT_SETTINGS}
+        settings = {key: raw[key] for key in _FLAT_SETTINGS if key in raw}
+        if "min_similarity" in settings:
+            settings["min_familiarity"] = settings.pop("min_similarity")
+        return {**kept, "router": settings}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,26 +96,18 @@ def save_artefact(
     Raises:
         ArtefactError: the folder holds something else, or can't be written.
     """
-    category_router, mapping = router.category_router, router.mapping
+    settings, arrays = take_apart(router)
     manifest = Manifest(
+        method="two-step" if router.text_features is None else "auto",
         name=name,
         encoder=encoder,
-        dimension=category_router.coefficients.shape[1],
-        categories=category_router.categories,
-        experts=mapping.experts,
+        dimension=router.dimension,
+        categories=router.mapping.categories,
+        experts=router.mapping.experts,
         specs=tuple(specs),
-        temperature=category_router.temperature,
-        min_probability=category_router.min_probability,
-        min_similarity=category_router.min_similarity,
+        router=settings,
         report=report or {},
     )
-    arrays = {
-        "coefficients": category_router.coefficients,
-        "intercepts": category_router.intercepts,
-        "anchors": category_router.anchors,
-        "by_category": mapping.by_category,
-        "overall": mapping.overall,
-    }
     if folder.exists() and {file.name for file in folder.iterdir()} - {MANIFEST, ARRAYS}:
         raise ArtefactError(f"{folder} holds other files than an artefact: choose another --out")
     try:
@@ -160,45 +162,13 @@ def load_artefact(folder: Path) -> Artefact:
         raise ArtefactError(f"{folder / MANIFEST}: {where}: {first['msg']}") from error
     except SafetensorError as error:
         raise ArtefactError(f"{folder / ARRAYS} is damaged: {error}") from error
-    _check_arrays(manifest, arrays, folder)
-    router = TwoStepRouter(
-        CategoryRouter(
-            categories=manifest.categories,
-            coefficients=arrays["coefficients"],
-            intercepts=arrays["intercepts"],
-            temperature=manifest.temperature,
-            anchors=arrays["anchors"],
-            min_probability=manifest.min_probability,
-            min_similarity=manifest.min_similarity,
-        ),
-        ExpertMapping(
-            manifest.categories, manifest.experts, arrays["by_category"], arrays["overall"]
-        ),
-    )
-    return Artefact(manifest, router, version)
-
-
-def _check_arrays(manifest: Manifest, arrays: dict[str, Any], folder: Path) -> None:
-    c, e, d = len(manifest.categories), len(manifest.experts), manifest.dimension
-    expected: dict[str, tuple[int | None, ...]] = {
-        "coefficients": (c, d),
-        "intercepts": (c,),
-        "anchors": (None, d),
-        "by_category": (c, e),
-        "overall": (e,),
-    }
-    if set(arrays) != set(expected):
-        raise ArtefactError(f"{folder / ARRAYS} holds {sorted(arrays)}, not {sorted(expected)}")
-    for name, shape in expected.items():
-        array = arrays[name]
-        fits = array.ndim == len(shape) and all(
-            want is None or want == have for want, have in zip(shape, array.shape, strict=True)
+    try:
+        router = put_together(
+            manifest.router, arrays, manifest.categories, manifest.experts, manifest.dimension
         )
-        if not fits or not np.isfinite(array).all():
-            raise ArtefactError(
-                f"{folder / ARRAYS}: '{name}' has shape {array.shape} or values that don't fit "
-                f"{c} categories, {e} experts and {d} dimensions"
-            )
+    except UnfitArrays as error:
+        raise ArtefactError(f"{folder / ARRAYS}: {error}") from error
+    return Artefact(manifest, router, version)
 
 
 def _version(folder: Path) -> str:

@@ -1,51 +1,59 @@
-"""Training a two-step router from labelled task data, and the honest account of how good it is.
+"""Training a router from labelled task data, and the honest account of how good it is.
+
+Two methods. `two-step` is Composition of Experts: category router, then the category map. `auto`
+looks at the text beside the embedding and stacks per-prompt predictors on the map, each weighed by
+what it was worth out-of-fold; where nothing beats the best single expert, every prompt goes there.
 
 Every figure of the report is out-of-fold: a prompt is judged by a router whose weights and mapping
-have not seen it. Four settings (regularisation, temperature, two thresholds) are chosen on these
-same predictions.
+have not seen it. A few settings (regularisation, temperature, thresholds, the stack's weights and
+margin) are chosen on these same predictions; `coe eval` measures without that.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
 
 from experts.errors import DataError
-from routers.calibration import (
-    Threshold,
-    expected_calibration_error,
-    fit_temperature,
-    softmax,
-    threshold_for_accuracy,
-)
-from routers.category import CategoryRouter
+from routers.calibration import expected_calibration_error
+from routers.category_training import CategoryFit, fit_category_router
 from routers.dataset import TaskData
+from routers.discovery import find_categories, grow_labels
+from routers.folds import make_folds
 from routers.intervals import paired_bootstrap
 from routers.mapping import fit_mapping
+from routers.stack_training import StackFit, fit_stack
+from routers.text_training import fit_text_features
 from routers.two_step import TwoStepRouter
 from routers.types import GENERAL
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
+Indices = NDArray[np.int64]
+MIN_PROMPTS = 4
 MIN_COMPLETE = 10
 """So many prompts must have been scored on every expert for routing to be judged."""
 
+FEW = 400
+"""With fewer prompts than this, twice as many folds leave more to learn from."""
+
 Progress = Callable[[str], None]
+Method = Literal["auto", "two-step"]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingOptions:
     """`target_accuracy` of the category on the prompts that the router is sure of;
-    `outlier_share` of training prompts that the distance test may call unknown."""
+    `outlier_share` of training prompts that the distance test may call unknown; `grow` spreads
+    labels to unlabelled prompts that are clearly alike."""
 
+    method: Method = "auto"
     folds: int = 5
-    inverse_regularisation: tuple[float, ...] = (1.0, 4.0, 16.0, 64.0)
     target_accuracy: float = 0.95
-    outlier_share: float = 0.01
+    outlier_share: float = 0.025
+    grow: bool = False
     seed: int = 0
 
 
@@ -69,6 +77,10 @@ class TrainingReport:
     gain: float | None = None
     gain_low: float | None = None
     gain_high: float | None = None
+    method: str = "two-step"
+    category_model: str = ""
+    category_losses: dict[str, float] = field(default_factory=dict)
+    stack: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,11 +88,82 @@ class TrainingReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _OutOfFold:
-    """Logits (n, n_categories) and nearest-anchor similarity (n,) from routers blind to the row."""
+class _Labels:
+    """`names` of the categories, the category index of every prompt (-1: none), warnings."""
 
-    logits: Doubles
-    similarity: Doubles
+    names: tuple[str, ...]
+    codes: Indices
+    warnings: list[str]
+
+
+def train_router(
+    data: TaskData,
+    embeddings: Floats,
+    options: TrainingOptions | None = None,
+    progress: Progress = lambda _: None,
+) -> tuple[TwoStepRouter, TrainingReport]:
+    """Fit a router.
+
+    Args:
+        data: prompts, with categories and outcomes of some experts on some of them.
+        embeddings: (n_prompts, d), unit rows.
+
+    Raises:
+        DataError: no outcomes at all, too few prompts, or embeddings that are no numbers; for
+            `two-step`, fewer than two categories with two prompts each.
+    """
+    options = options or TrainingOptions()
+    _check(data, embeddings)
+    auto = options.method == "auto"
+    features, text_features = embeddings, None
+    if auto:
+        progress(f"text features of {len(data.texts)} prompts")
+        text_features, rows = fit_text_features(data.texts, options.seed)
+        features = np.hstack([embeddings, rows])
+    labels = _labels(data, features, options)
+    n_folds = options.folds * (2 if len(data.texts) < FEW else 1)
+    folds = make_folds(data.texts, labels.codes, n_folds, options.seed)
+    known = np.flatnonzero(labels.codes >= 0)
+    progress(f"category router: {len(labels.names)} categories, {len(known)} prompts")
+    fit = fit_category_router(
+        features[known],
+        embeddings[known],
+        labels.codes[known],
+        labels.names,
+        _inside(folds, known, len(features)),
+        target_accuracy=options.target_accuracy,
+        outlier_share=options.outlier_share,
+        seed=options.seed,
+    )
+    progress("mapping: categories to experts")
+    mapping = fit_mapping(data.scores, _named(labels), labels.names, data.experts)
+    probabilities = fit.router.predict_proba(features).astype(np.float64)
+    probabilities[known] = fit.probabilities
+    by_category = _blind_map(data, labels, probabilities, folds)
+    complete = np.asarray(~np.isnan(data.graded).any(axis=1))
+    warnings = list(labels.warnings)
+    stacked: StackFit | None = None
+    if complete.sum() < MIN_COMPLETE:
+        warnings.append(
+            f"no routed score: fewer than {MIN_COMPLETE} prompts were scored on every expert"
+        )
+    elif auto:
+        progress("per-prompt predictors")
+        stacked = fit_stack(
+            features,
+            fill_gaps(data.scores, by_category),
+            complete,
+            by_category,
+            folds,
+            int(mapping.overall.argmax()),
+            options.seed,
+        )
+    router = TwoStepRouter(
+        fit.router, mapping, text_features, stacked.stack if stacked is not None else None
+    )
+    progress("evaluation: out-of-fold routing")
+    report = _report(data, labels, fit, known, options, stacked, by_category, complete, warnings)
+    return router, report
 
 
 def train_two_step(
@@ -89,61 +172,46 @@ def train_two_step(
     options: TrainingOptions | None = None,
     progress: Progress = lambda _: None,
 ) -> tuple[TwoStepRouter, TrainingReport]:
-    """Fit category router and mapping.
+    """`train_router` with the method `two-step`."""
+    options = replace(options or TrainingOptions(), method="two-step")
+    return train_router(data, embeddings, options, progress)
 
-    Args:
-        data: prompts with categories, and outcomes of some experts on some of them.
-        embeddings: (n_prompts, d), unit rows.
 
-    Raises:
-        DataError: fewer than two categories with two prompts each, or no outcomes at all.
-    """
-    options = options or TrainingOptions()
-    names, labelled, labels, warnings = _labels(data)
+def fill_gaps(scores: Doubles, by_category: Doubles) -> Doubles:
+    """Scores with every missing one as expected: by the category map, and how much better or worse
+    than that the prompt went for the experts that did answer it."""
+    known = ~np.isnan(scores)
+    if known.all():
+        return scores
+    surplus = np.where(known, scores - by_category, 0.0).sum(axis=1) / (known.sum(axis=1) + 1)
+    return np.where(known, scores, np.clip(by_category + surplus[:, None], 0.0, 1.0))
+
+
+def _check(data: TaskData, embeddings: Floats) -> None:
     if not data.experts:
         raise DataError("the data has no outcomes: lines with 'expert' and 'score' are needed")
-    x = embeddings[labelled]
-    folds = _folds(labels, options)
-    progress(f"category router: {len(names)} categories, {len(labels)} prompts")
-    strength, oof = _choose_strength(x, labels, len(names), folds, options)
-    temperature = fit_temperature(oof.logits, labels)
-    probabilities = softmax(oof.logits / temperature)
-    correct = probabilities.argmax(axis=1) == labels
-    min_similarity = float(np.quantile(oof.similarity, options.outlier_share))
-    threshold = threshold_for_accuracy(probabilities.max(axis=1), correct, options.target_accuracy)
-    progress("mapping: categories to experts")
-    router = TwoStepRouter(
-        _category_router(x, labels, names, strength, temperature, threshold, min_similarity),
-        fit_mapping(data.scores, data.categories, names, data.experts),
-    )
-    progress("evaluation: out-of-fold routing")
-    if (~np.isnan(data.graded[labelled]).any(axis=1)).sum() < MIN_COMPLETE:
-        warnings.append(
-            f"no routed score: fewer than {MIN_COMPLETE} prompts were scored on every expert"
+    if len(data.texts) < MIN_PROMPTS:
+        raise DataError(
+            f"{MIN_PROMPTS} prompts are needed at least, the data has {len(data.texts)}"
         )
-    accepted = (probabilities.max(axis=1) >= threshold.value) & (oof.similarity >= min_similarity)
-    report = TrainingReport(
-        n_prompts=len(data.ids),
-        n_scored=int((~np.isnan(data.graded)).any(axis=1).sum()),
-        categories={name: int((labels == i).sum()) for i, name in enumerate(names)},
-        experts=data.experts,
-        category_accuracy=float(correct.mean()),
-        calibration_error=expected_calibration_error(probabilities, labels),
-        accepted_share=float(accepted.mean()),
-        accepted_accuracy=float(correct[accepted].mean()) if accepted.any() else 0.0,
-        warnings=tuple(warnings),
-        **_routing_figures(data, labelled, names, folds, probabilities, accepted, options.seed),
-    )
-    return router, report
+    if not np.isfinite(embeddings).all():
+        raise DataError("an embedding is not a number: the encoder is damaged")
 
 
-def _labels(data: TaskData) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64], list[str]]:
-    """Category names, the rows that carry a usable label, and their labels."""
+def _labels(data: TaskData, features: Floats, options: TrainingOptions) -> _Labels:
+    """Category names and codes: given, grown, or found where the data has none."""
+    categories: list[str | None] = list(data.categories)
+    warnings: list[str] = []
+    auto = options.method == "auto"
+    if auto and options.grow:
+        categories = grow_labels(features, categories)
+        grown = data.categories.count(None) - categories.count(None)
+        warnings.append(f"{grown} unlabelled prompts have the category of those they are like")
     counts: dict[str, int] = {}
-    for category in data.categories:
+    for category in categories:
         if category is not None:
             counts[category] = counts.get(category, 0) + 1
-    warnings = [
+    warnings += [
         f"category '{name}' has a single prompt and is left out"
         for name, n in sorted(counts.items())
         if n < 2
@@ -151,121 +219,100 @@ def _labels(data: TaskData) -> tuple[list[str], NDArray[np.int64], NDArray[np.in
     if GENERAL in counts:
         warnings.append(f"'{GENERAL}' is where unsure prompts go: as a label it is left out")
     names = sorted(name for name, n in counts.items() if n >= 2 and name != GENERAL)
-    if len(names) < 2:
+    if not names and auto:
+        categories = list(find_categories(features, options.seed))
+        names = sorted({c for c in categories if c is not None})
+        warnings.append(f"no prompt has a category: {len(names)} were found as clusters")
+    if len(names) < (1 if auto else 2):
         raise DataError(
             f"two categories with two prompts each are needed, the data has {len(names)}",
             param="category",
         )
     index = {name: i for i, name in enumerate(names)}
-    labelled = [i for i, c in enumerate(data.categories) if c in index]
-    labels = [index[c] for c in data.categories if c in index]
-    return names, np.array(labelled, dtype=np.int64), np.array(labels, dtype=np.int64), warnings
+    codes = np.array([index.get(c, -1) if c is not None else -1 for c in categories])
+    return _Labels(tuple(names), codes.astype(np.int64), warnings)
 
 
-def _folds(labels: NDArray[np.int64], options: TrainingOptions) -> list[NDArray[np.int64]]:
-    """Test rows of each fold, stratified by category."""
-    n_folds = int(min(options.folds, np.bincount(labels).min()))
-    splitter = StratifiedKFold(n_splits=n_folds, shuffle=True, random_state=options.seed)
-    return [test for _, test in splitter.split(np.zeros(len(labels)), labels)]
+def _named(labels: _Labels) -> list[str | None]:
+    return [labels.names[code] if code >= 0 else None for code in labels.codes]
 
 
-def _fit(x: Floats, labels: NDArray[np.int64], strength: float) -> tuple[Doubles, Doubles]:
-    """Coefficients (n_categories, d) and intercepts (n_categories,) of a softmax regression."""
-    model = LogisticRegression(C=strength, max_iter=2000, tol=1e-6).fit(x, labels)
-    coefficients, intercepts = model.coef_, model.intercept_
-    if len(model.classes_) == 2:
-        # scikit-learn keeps one row for two classes; the softmax form needs both.
-        coefficients = np.concatenate([-coefficients / 2, coefficients / 2])
-        intercepts = np.concatenate([-intercepts / 2, intercepts / 2])
-    return coefficients, intercepts
+def _inside(folds: Sequence[Indices], rows: Indices, n: int) -> list[Indices]:
+    """The folds of `rows` (of n), as positions in it."""
+    position = np.full(n, -1, dtype=np.int64)
+    position[rows] = np.arange(len(rows))
+    found = [position[test] for test in folds]
+    return [test[test >= 0] for test in found if (test >= 0).any()]
 
 
-def _out_of_fold(
-    x: Floats,
-    labels: NDArray[np.int64],
-    n_categories: int,
-    folds: Sequence[NDArray[np.int64]],
-    strength: float,
-) -> _OutOfFold:
-    logits = np.zeros((len(labels), n_categories))
-    similarity = np.zeros(len(labels))
+def _blind_map(
+    data: TaskData, labels: _Labels, probabilities: Doubles, folds: Sequence[Indices]
+) -> Doubles:
+    """What the category map expects of each prompt when it has not seen its scores."""
+    named = _named(labels)
+    found = np.zeros(data.scores.shape)
+    rows = np.arange(len(named))
     for test in folds:
-        train = np.setdiff1d(np.arange(len(labels)), test)
-        coefficients, intercepts = _fit(x[train], labels[train], strength)
-        logits[test] = x[test] @ coefficients.T + intercepts
-        similarity[test] = (x[test] @ x[train].T).max(axis=1)
-    return _OutOfFold(logits, similarity)
+        train = np.setdiff1d(rows, test)
+        mapping = fit_mapping(
+            data.scores[train], [named[i] for i in train], labels.names, data.experts
+        )
+        found[test] = probabilities[test] @ mapping.by_category
+    return found
 
 
-def _choose_strength(
-    x: Floats,
-    labels: NDArray[np.int64],
-    n_categories: int,
-    folds: Sequence[NDArray[np.int64]],
+def _report(
+    data: TaskData,
+    labels: _Labels,
+    fit: CategoryFit,
+    known: Indices,
     options: TrainingOptions,
-) -> tuple[float, _OutOfFold]:
-    """Regularisation with the best out-of-fold log-likelihood after temperature scaling."""
-    best: tuple[float, float, _OutOfFold] | None = None
-    for strength in options.inverse_regularisation:
-        oof = _out_of_fold(x, labels, n_categories, folds, strength)
-        p = softmax(oof.logits / fit_temperature(oof.logits, labels))
-        loss = float(-np.log(np.maximum(p[np.arange(len(labels)), labels], 1e-12)).mean())
-        if best is None or loss < best[0]:
-            best = (loss, strength, oof)
-    assert best is not None
-    return best[1], best[2]
-
-
-def _category_router(
-    x: Floats,
-    labels: NDArray[np.int64],
-    names: Sequence[str],
-    strength: float,
-    temperature: float,
-    threshold: Threshold,
-    min_similarity: float,
-) -> CategoryRouter:
-    coefficients, intercepts = _fit(x, labels, strength)
-    return CategoryRouter(
-        categories=tuple(names),
-        coefficients=coefficients.astype(np.float32),
-        intercepts=intercepts.astype(np.float32),
-        temperature=temperature,
-        anchors=np.ascontiguousarray(x, dtype=np.float32),
-        min_probability=threshold.value,
-        min_similarity=min_similarity,
+    stacked: StackFit | None,
+    by_category: Doubles,
+    complete: NDArray[np.bool_],
+    warnings: list[str],
+) -> TrainingReport:
+    codes = labels.codes[known]
+    correct = fit.probabilities.argmax(axis=1) == codes
+    certain = fit.probabilities.max(axis=1) >= fit.router.min_probability
+    accepted = certain & (fit.familiarity >= fit.router.min_familiarity)
+    return TrainingReport(
+        n_prompts=len(data.ids),
+        n_scored=int((~np.isnan(data.graded)).any(axis=1).sum()),
+        categories={name: int((codes == i).sum()) for i, name in enumerate(labels.names)},
+        experts=data.experts,
+        category_accuracy=float(correct.mean()),
+        calibration_error=expected_calibration_error(fit.probabilities, codes),
+        accepted_share=float(accepted.mean()),
+        accepted_accuracy=float(correct[accepted].mean()) if accepted.any() else 0.0,
+        method=options.method,
+        category_model=fit.chosen,
+        category_losses=fit.losses,
+        stack=stacked.to_dict() if stacked is not None else {},
+        warnings=tuple(warnings),
+        **_routing_figures(data, stacked, by_category, complete, options.seed),
     )
 
 
 def _routing_figures(
     data: TaskData,
-    labelled: NDArray[np.int64],
-    names: Sequence[str],
-    folds: Sequence[NDArray[np.int64]],
-    probabilities: Doubles,
-    accepted: NDArray[np.bool_],
+    stacked: StackFit | None,
+    by_category: Doubles,
+    complete: NDArray[np.bool_],
     seed: int,
 ) -> dict[str, Any]:
     """Out-of-fold score of routing against best single, random and oracle.
 
     The best single expert is chosen with hindsight, on the very prompts that it is judged on.
     """
-    scores = data.scores[labelled]
-    categories = [data.categories[i] for i in labelled]
-    complete = ~np.isnan(data.graded[labelled]).any(axis=1)
     if complete.sum() < MIN_COMPLETE:
         return {}
-    routed = np.full(len(scores), np.nan)
-    for test in folds:
-        train = np.setdiff1d(np.arange(len(scores)), test)
-        mapping = fit_mapping(scores[train], [categories[i] for i in train], names, data.experts)
-        expected = np.where(
-            accepted[test, None], probabilities[test] @ mapping.by_category, mapping.overall
-        )
-        routed[test] = scores[test, expected.argmax(axis=1)]
-    routed, scores = routed[complete], scores[complete]
+    judged = np.flatnonzero(complete) if stacked is None else stacked.judged
+    expected = by_category[judged] if stacked is None else stacked.expected
+    scores = data.scores[judged]
+    routed = scores[np.arange(len(scores)), expected.argmax(axis=1)]
     best = int(scores.mean(axis=0).argmax())
-    gain = paired_bootstrap(routed - scores[:, best], seed=seed)
+    gain = paired_bootstrap(routed - scores[:, best], resamples=2000, seed=seed)
     return {
         "routed": float(routed.mean()),
         "best_single": float(scores[:, best].mean()),

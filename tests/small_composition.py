@@ -27,7 +27,7 @@ from experts.errors import StateUnavailable
 from experts.spec import ExpertSpec
 from gateway.server import build_server
 from routers.artefact import save_artefact
-from routers.category import CategoryRouter
+from routers.category import linear_category_router
 from routers.encoders import load_encoder
 from routers.mapping import Mapping as ExpertMapping
 from routers.two_step import TwoStepRouter
@@ -71,7 +71,7 @@ def write_artefact(
     experts = tuple(next(iter(quality.values())))
     table = np.array([[quality[c][e] for e in experts] for c in SENTENCES])
     router = TwoStepRouter(
-        CategoryRouter(
+        linear_category_router(
             categories=tuple(SENTENCES),
             coefficients=anchors * 20,
             intercepts=np.zeros(2, np.float32),

@@ -8,7 +8,7 @@ import pytest
 
 from experts.errors import ArtefactError
 from routers.artefact import ARRAYS, MANIFEST, load_artefact, save_artefact
-from routers.category import CategoryRouter
+from routers.category import linear_category_router
 from routers.mapping import Mapping
 from routers.two_step import TwoStepRouter
 
@@ -19,7 +19,7 @@ def router() -> TwoStepRouter:
     generator = np.random.default_rng(0)
     anchors = generator.normal(size=(5, 4)).astype(np.float32)
     return TwoStepRouter(
-        CategoryRouter(
+        linear_category_router(
             categories=("a", "b"),
             coefficients=generator.normal(size=(2, 4)).astype(np.float32),
             intercepts=np.zeros(2, np.float32),
@@ -40,7 +40,7 @@ def saved(folder: Path) -> Path:
 def test_loaded_router_scores_like_the_saved_one(tmp_path: Path) -> None:
     artefact = load_artefact(saved(tmp_path / "a"))
     embedding = np.array([1, 0, 0, 0], np.float32)
-    assert artefact.router.score(embedding) == router().score(embedding)
+    assert artefact.router.score(embedding, "") == router().score(embedding, "")
 
 
 def test_the_same_router_gives_the_same_bytes(tmp_path: Path) -> None:

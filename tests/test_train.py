@@ -64,7 +64,8 @@ def test_artefact_routes_and_the_report_tells_gain_and_bad_lines(
     assert artefact.manifest.report["gain_low"] > 0
     encoder = load_encoder("onnx", cache_dir)
     artefact.require_encoder(encoder.id, encoder.dimension)
-    scores = artefact.router.score(encoder.encode(["what is 12 plus 30"])[0])
+    prompt = "what is 12 plus 30"
+    scores = artefact.router.score(encoder.encode([prompt])[0], prompt)
     assert scores.category == "arithmetic"
     assert scores.quality["calculator"] > scores.quality["talker"]
 
@@ -106,7 +107,7 @@ def test_outcomes_of_experts_that_are_not_listed_are_left_out_and_said_so(
     [
         (b"\x00\xff garbage", "no usable line"),
         (b"", "the files are empty"),
-        (b'{"prompt": "a", "category": "c", "expert": "e", "score": 1}\n', "two categories"),
+        (b'{"prompt": "a", "category": "c", "expert": "e", "score": 1}\n', "4 prompts are needed"),
     ],
 )
 def test_useless_file_is_refused_with_the_reason(

@@ -108,4 +108,4 @@ async def test_code_1_when_the_training_fails(running: Trained, tmp_path: Path) 
     record = json.loads(await coe(running, "datasets", "upload", str(file), "--json"))
     result = await run(running, "trainings", "start", "--dataset", record["id"], "--wait")
     assert result.exit_code == 1
-    assert "because            two categories" in result.stdout
+    assert "because            4 prompts are needed" in result.stdout

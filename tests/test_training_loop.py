@@ -170,10 +170,10 @@ async def test_outcomes_of_unregistered_experts_are_left_out_and_said_so(
 
 
 async def test_failed_training_tells_the_reason_and_makes_no_version(running: Trained) -> None:
-    only_one = await running.upload(graded({"chat": {INCUMBENT: 0.5}}, n=5))
+    only_one = await running.upload(graded({"chat": {INCUMBENT: 0.5}}, n=3))
     record = await running.train(only_one, composition="failed", promote=True)
     assert record["state"] == "failed"
-    assert "two categories" in record["error"]
+    assert "4 prompts are needed" in record["error"]
     await running.call("GET", "/compositions/failed", expect=404)
     await until_left_behind_nothing(running)
 

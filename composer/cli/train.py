@@ -10,6 +10,7 @@ from composer.cli.options import announce, config_option, load
 
 if TYPE_CHECKING:
     from composer.train import Trained
+    from routers.training import Method
 
 
 @click.command("train")
@@ -39,6 +40,14 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Artefact whose scores of the experts are kept when the data has categories alone.",
 )
+@click.option(
+    "--method",
+    type=click.Choice(["auto", "two-step"]),
+    default="auto",
+    show_default=True,
+    help="auto: predictors of each prompt on top of the categories, as far as the data bear it "
+    "out; two-step: the categories alone.",
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Artefact folder.")
 @click.option("--name", default="auto", show_default=True, help="Name of the composition.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -47,6 +56,7 @@ def command(
     files: tuple[Path, ...],
     experts_file: Path | None,
     unknown: tuple[Path, ...],
+    method: "Method",
     base_folder: Path | None,
     out: Path,
     name: str,
@@ -73,7 +83,7 @@ def command(
 
     encoder = load_encoder(config.encoder.backend, config.cache_dir, progress=progress)
     base = load_artefact(base_folder) if base_folder is not None else None
-    trained = train_artefact(files, specs, encoder, out, name, progress, base=base)
+    trained = train_artefact(files, specs, encoder, out, name, progress, method=method, base=base)
     unsure = count_unsure(trained.router, encoder, unknown) if unknown else None
     if as_json:
         announce(

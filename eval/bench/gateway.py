@@ -16,7 +16,7 @@ from composer.config import Config, load_config
 from eval.bench.load import request_body
 from eval.bench.servers import GATEWAY, Server, child
 from routers.artefact import save_artefact
-from routers.category import CategoryRouter
+from routers.category import linear_category_router
 from routers.encoders.weights import encoder_id, find_model, weights_digest
 from routers.mapping import Mapping
 from routers.two_step import TwoStepRouter
@@ -115,7 +115,7 @@ def _write_router(folder: Path, config: Config) -> None:
     random = np.random.default_rng(0)
     shape = len(_CATEGORIES), model.dimension()
     router = TwoStepRouter(
-        CategoryRouter(
+        linear_category_router(
             categories=_CATEGORIES,
             coefficients=random.normal(size=shape).astype(np.float32),
             intercepts=np.zeros(len(_CATEGORIES), dtype=np.float32),

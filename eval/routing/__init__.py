@@ -1,0 +1,1 @@
+"""How good routing is: data, baselines, cross-validation, figures and the report."""
