@@ -74,6 +74,7 @@ async def restore(state: State, last: Snapshot) -> None:
         [
             (state.experts, {e: r for e, r in last.records.items() if e not in now.records}),
             (state.statuses, {e: s for e, s in last.statuses.items() if e not in now.statuses}),
+            (state.endpoints, {n: e for n, e in last.endpoints.items() if n not in now.endpoints}),
             (state.keys, keys),
             (state.versions, versions),
             (state.live, live),

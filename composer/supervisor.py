@@ -29,7 +29,7 @@ from composer.processes import Command, child_environment, clean_stale, start_pr
 from composer.redis_server import redis_command
 from composer.services import Service, http_probe, together
 from composer.setup import artefact_folder, encoder_identity, needs_setup
-from composer.state import CompositionVersion, EndpointState, Snapshot, State
+from composer.state import CompositionVersion, EndpointState, State
 from composer.trainings.runner import TrainingRunner
 from composer.upstream import UpstreamClient
 from experts.errors import (
@@ -61,9 +61,7 @@ class Supervisor:
         self._announce = announce
         self._records = config.state_dir / "processes"
         self._stack = AsyncExitStack()
-        self._controller: Controller | None = None
         self._doubtful = asyncio.Event()
-        self._lost: Snapshot | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -122,14 +120,13 @@ class Supervisor:
         if await asyncio.to_thread(needs_setup, config):
             await self._set_up()
         await self._register(state)
-        self._doubtful.clear()
         enter = self._stack.enter_async_context
         self._announce("starting the engines")
         board = await enter(EndpointBoard(state))
         fleet = await enter(Fleet(config, state, board, self._announce))
         lease = await enter(Lease(state.connection, "experts", config.state_dir))
         client = await enter(UpstreamClient(config.limits, config.timeouts))
-        self._controller = await enter(
+        controller = await enter(
             Controller(
                 state,
                 fleet,
@@ -137,10 +134,10 @@ class Supervisor:
                 lease,
                 Verifier(client),
                 drain_s=config.timeouts.request_s,
-                on_lost=self._on_lost,
+                on_lost=self._doubtful.set,
             )
         )
-        await enter(_owned(self._keep_state(state, board)))
+        await enter(_owned(self._keep_state(state, board, controller)))
         await enter(TrainingRunner(state, config, lease))
         await self._start_workers(redis_url, listener)
 
@@ -246,24 +243,20 @@ class Supervisor:
         if state == "ready":
             self._doubtful.set()
 
-    def _on_lost(self, last: Snapshot) -> None:
-        self._lost = last
-        self._doubtful.set()
-
-    async def _keep_state(self, state: State, board: EndpointBoard) -> None:
-        """Whenever the state may have lost what was in it, write it again."""
+    async def _keep_state(self, state: State, board: EndpointBoard, controller: Controller) -> None:
+        """Whenever the state has lost what was in it, write it again."""
         while True:
             await self._doubtful.wait()
             self._doubtful.clear()
             try:
+                last = await controller.lost()
+                if last is None:
+                    continue
+                self._announce("the state has lost what was in it: writing it again")
+                await restore(state, last)
                 board.show_again()
-                if self._lost is not None:
-                    self._announce("the state has lost what was in it: writing it again")
-                    await restore(state, self._lost)
                 await self._register(state)
-                self._lost = None
-                if self._controller is not None:
-                    self._controller.forget()
+                controller.forget()
             except StateUnavailable:
                 self._doubtful.set()
                 await asyncio.sleep(RETRY_S)

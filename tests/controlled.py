@@ -38,7 +38,7 @@ async def controller(config: Config, state: State) -> AsyncIterator[Controller]:
                 lease,
                 Verifier(client, deadline_s=30),
                 drain_s=60,
-                on_lost=lambda last: None,
+                on_lost=lambda: None,
             )
         )
 

@@ -48,7 +48,6 @@ async def gateway(
     monkeypatch.setattr("composer.lifecycle.remote.PROBE_S", 0.2)
     monkeypatch.setattr("composer.lifecycle.remote.AGAIN_S", 0.1)
     monkeypatch.setattr("composer.lifecycle.transitions.RETRY_S", (0.3, 0.5))
-    monkeypatch.setattr("composer.lifecycle.controller.PRUNE_S", 0.2)
     roots = [str(tmp_path / "weights")]
     async with controlled_gateway(tmp_path, cache_dir, model_roots=roots) as running:
         yield running
@@ -322,6 +321,16 @@ class TestRotation:
             assert (await ask(gateway.session, "mine"))[0] == 503
         async with asyncio.timeout(10):
             while await show(gateway.session, "mine") is not None:
+                await asyncio.sleep(0.05)
+
+    async def test_engine_of_the_last_expert_goes_with_it(
+        self, gateway: Running, upstream: FaultyServer
+    ) -> None:
+        await register(gateway.session, **remote("mine", upstream))
+        await until_state(gateway.session, "mine", "ready")
+        await gateway.session.delete(f"{EXPERTS}/mine")
+        async with asyncio.timeout(15):
+            while "own-mine" in await gateway.state.endpoints.all():
                 await asyncio.sleep(0.05)
 
     async def test_expert_that_others_stand_on_is_not_removed(

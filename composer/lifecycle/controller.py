@@ -26,7 +26,8 @@ class Controller:
     """Follows the shared state, about twice a second and when an engine changes.
 
     Engines follow what is registered in any case; statuses are written under the lease alone.
-    `on_lost` is told when the shared state has lost what was in it, and what that was.
+    `on_lost` is told, again and again, that the shared state has lost what was in it; nothing is
+    done then until `forget`.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Controller:
         verifier: Verifier,
         *,
         drain_s: float,
-        on_lost: Callable[[Snapshot], None],
+        on_lost: Callable[[], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._state = state
@@ -49,6 +50,7 @@ class Controller:
         self._drain_s = drain_s
         self._on_lost = on_lost
         self._clock = clock
+        self._identity: str | None = None
         self._snapshot = EMPTY_SNAPSHOT
         self._experts: Mapping[str, ExpertSpec] = {}
         self._problems: Mapping[str, str] = {}
@@ -118,28 +120,37 @@ class Controller:
             await self._take(expert, self._step(expert, workers, now))
         await self._tidy(now)
 
+    async def lost(self) -> Snapshot | None:
+        """What was in the shared state, if it has lost it since; None if it has not.
+
+        Raises:
+            StateUnavailable: Redis can't be reached.
+        """
+        known = self._identity
+        return self._snapshot if known and await self._state.identity() != known else None
+
+    def forget(self) -> None:
+        """Take the state as it is from now on: what was lost has been written again."""
+        self._identity = None
+        self._snapshot = EMPTY_SNAPSHOT
+        self._wake.set()
+
     async def _read(self) -> bool:
         """Take over the newest snapshot; whether there is one to go by."""
         generation = await self._state.generation()
         if generation == self._snapshot.generation:
             return True
-        snapshot = await self._state.snapshot()
-        before = self._snapshot
-        if before.records and (not snapshot.records or snapshot.generation < before.generation):
-            self._on_lost(before)
+        if await self.lost() is not None:
+            self._on_lost()
             return False
-        self._snapshot = snapshot
+        self._identity = self._identity or await self._state.identity()
+        snapshot = self._snapshot = await self._state.snapshot()
         specs = (record.spec for record in snapshot.records.values())
         self._experts, self._problems = index_known(specs)
         for expert, status in snapshot.statuses.items():
             if status.state == "registered":
                 self._fleet.forgive(expert)
         return True
-
-    def forget(self) -> None:
-        """Take the next snapshot as it is: what was lost has been written again."""
-        self._snapshot = EMPTY_SNAPSHOT
-        self._wake.set()
 
     def _trusted(self) -> set[str]:
         """Experts that an engine was once started with, or that the operator configured."""

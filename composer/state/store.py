@@ -1,5 +1,6 @@
 """`State`: the tables of the shared state, and snapshots of what gateways serve from."""
 
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
@@ -29,6 +30,7 @@ EVERY_VERSION = "*"
 """Stands for all versions among the flushes of the decision cache."""
 
 _SCHEMA = f"{PREFIX}schema"
+_IDENTITY = f"{PREFIX}identity"
 
 
 def _none() -> Mapping[str, Any]:
@@ -97,6 +99,7 @@ class State:
     async def migrate(self) -> None:
         """Bring the state to this version's schema; refuse one that a newer version wrote."""
         c = self.connection
+        await c.call(c.redis.set(_IDENTITY, secrets.token_hex(8), nx=True))
         await c.call(c.redis.set(_SCHEMA, SCHEMA_VERSION, nx=True))
         found = int(await c.call(c.redis.get(_SCHEMA)) or 0)
         if found > SCHEMA_VERSION:
@@ -106,6 +109,13 @@ class State:
             )
         if found == 1:
             await self._from_schema_1()
+
+    async def identity(self) -> str | None:
+        """A name that the state was given at its first use: another one, or none, is a state that
+        has lost what was in it."""
+        c = self.connection
+        found: str | None = await c.call(c.redis.get(_IDENTITY))
+        return found
 
     async def _from_schema_1(self) -> None:
         """Schema 1 held bare specs, and one version of each composition."""
