@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,10 @@ from tests.controlled import (
 from tests.faulty import FaultyServer, faulty_server
 from tests.small_composition import Running
 
-DEMO = Path(__file__).parents[1] / "experts" / "demo" / "adapters"
+REPOSITORY = Path(__file__).parents[1]
+DEMO = REPOSITORY / "experts" / "demo" / "adapters"
 MODEL = "SmolLM2-135M-Instruct"
+Need = Callable[[str], str]
 GREETING = "hello there, how are you"
 
 
@@ -201,6 +203,25 @@ class TestRegistration:
 
         statuses = await asyncio.gather(*(add(f"No {i}.") for i in range(8)))
         assert sorted(statuses) == [201] + [409] * 7
+
+
+async def test_provider_is_reached_by_the_bridge_which_comes_with_its_first_expert(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, need_program: Need
+) -> None:
+    monkeypatch.setenv("THE_KEY", "hush-hush")
+    python = need_program(str(REPOSITORY / ".venv-litellm" / "bin" / "python"))
+    async with (
+        faulty_server() as upstream,
+        controlled_gateway(tmp_path, cache_dir, litellm_python=python) as gateway,
+    ):
+        spec = remote("far", upstream) | {"provider": "openai", "api_key_env": "THE_KEY"}
+        await register(gateway.session, **spec)
+        await until_state(gateway.session, "far", "ready", 90)
+        await until_adopted(gateway)
+        status, expert, answer = await ask(gateway.session, "far")
+        assert (status, expert, answer["model"]) == (200, "far", "far")
+        assert {key for _, key in upstream.requests} == {"Bearer hush-hush"}
+        assert "hush" not in (tmp_path / "logs" / "bridge.log").read_text()
 
 
 class TestFailing:
