@@ -75,6 +75,9 @@ imports: setup ## the directions in which packages may import one another
 bench: setup ## the gateway against a bare relay in the same run
 	@$(BIN)/coe bench $(ARGS)
 
+eval: setup ## routing quality on the public data of COMPOSER_DATA (ARGS="--matrices llmrouter")
+	@$(BIN)/coe eval --baselines all --reword --scope --report .composer/eval $(ARGS)
+
 demo-data: setup ## write the training data of the demo's adapters to .composer/demo-data
 	@$(BIN)/python -m experts.demo.make_data --out .composer/demo-data \
 		--without routers/demo/prompts

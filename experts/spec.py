@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 Kind = Literal["model", "lora", "prompt", "remote", "null"]
 Capability = Literal["tools", "json", "vision", "logprobs", "n"]
-ExpertId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
+ExpertId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/@+-]{0,127}$")]
 
 # What a kind must say of itself (one field of each group), and what has no meaning for it.
 _REQUIRED: dict[Kind, tuple[tuple[str, ...], ...]] = {

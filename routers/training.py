@@ -81,6 +81,7 @@ class TrainingReport:
     category_model: str = ""
     category_losses: dict[str, float] = field(default_factory=dict)
     stack: dict[str, Any] = field(default_factory=dict)
+    evidence: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
@@ -289,9 +290,20 @@ def _report(
         category_model=fit.chosen,
         category_losses=fit.losses,
         stack=stacked.to_dict() if stacked is not None else {},
+        evidence=_evidence(data, labels),
         warnings=tuple(warnings),
         **_routing_figures(data, stacked, by_category, complete, options.seed),
     )
+
+
+def _evidence(data: TaskData, labels: _Labels) -> dict[str, Any]:
+    """Shares of the categories, and how many outcomes of each expert each of them has."""
+    members = labels.codes[None, :] == np.arange(len(labels.names))[:, None]
+    graded = ~np.isnan(data.graded)
+    return {
+        "shares": (members.sum(axis=1) / max(int(members.sum()), 1)).tolist(),
+        "scored": (members.astype(np.int64) @ graded.astype(np.int64)).tolist(),
+    }
 
 
 def _routing_figures(

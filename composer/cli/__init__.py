@@ -21,6 +21,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "datasets": ("composer.cli.datasets", "Upload, list and remove labelled task data."),
     "trainings": ("composer.cli.trainings", "Train on uploaded data: start, follow, cancel."),
     "compositions": ("composer.cli.compositions", "List, import, promote and roll back versions."),
+    "eval": ("composer.cli.eval", "Measure routing against baselines."),
+    "plan": ("composer.cli.plan", "Which experts to hold under a budget."),
     "route": ("composer.cli.route", "Ask a running gateway where a prompt would go."),
     "stats": ("composer.cli.stats", "Show requests, latency, cost and feedback."),
     "decisions": ("composer.cli.decisions", "List, inspect and export recent decisions."),

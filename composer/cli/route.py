@@ -1,32 +1,70 @@
 """`coe route`: where a prompt would go."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
 
-from composer.cli.options import announce, gateway_option
+from composer.cli.options import announce, config_option, gateway_option, load
 
 MAX_CATEGORIES = 6
 BAR_WIDTH = 30
 
 
 @click.command("route")
-@click.argument("prompt")
+@click.argument("prompt", required=False)
 @gateway_option
+@click.option(
+    "--artifact",
+    type=click.Path(path_type=Path),
+    help="Route with this artefact folder instead of a gateway; needs --in and --out.",
+)
+@click.option(
+    "--in",
+    "in_file",
+    type=click.Path(path_type=Path),
+    help="JSONL of prompts: id, prompt, and a policy where one is wanted.",
+)
+@click.option(
+    "--out",
+    "out_file",
+    type=click.Path(path_type=Path),
+    help="JSONL of decisions to write, in the order of the prompts.",
+)
 @click.option("--model", default="auto", show_default=True, help="Composition to route over.")
 @click.option("--session", help="Route it as the next turn of this session.")
 @click.option("--explain", is_flag=True, help="Show every score and who was ruled out.")
 @click.option("--json", "as_json", is_flag=True, help="The decision as JSON.")
+@config_option
 def command(
-    prompt: str, url: str, model: str, session: str | None, explain: bool, as_json: bool
+    prompt: str | None,
+    url: str,
+    artifact: Path | None,
+    in_file: Path | None,
+    out_file: Path | None,
+    model: str,
+    session: str | None,
+    explain: bool,
+    as_json: bool,
+    config_file: Path | None,
 ) -> None:
-    """Ask a running gateway which expert would get PROMPT, and why. Nothing is generated.
+    """Ask a running gateway which expert would get PROMPT, and why; or route a file of prompts
+    with an artefact, no server running. Nothing is generated.
 
     \b
     Example:
       coe route "What is 47 + 385?" --explain
+      coe route --artifact artefact --in prompts.jsonl --out decisions.jsonl
     """
+    offline = [artifact, in_file, out_file]
+    if any(part is not None for part in offline):
+        if artifact is None or in_file is None or out_file is None or prompt is not None:
+            raise click.UsageError("--artifact, --in and --out belong together, without PROMPT")
+        _route_file(artifact, in_file, out_file, config_file)
+        return
+    if prompt is None:
+        raise click.UsageError("give a PROMPT, or --artifact with --in and --out")
     from composer.cli.client import call
 
     options: dict[str, Any] = {"explain": explain}
@@ -40,6 +78,35 @@ def command(
     announce(f"{decision['expert']}: {decision['reason']}")
     if explain:
         _explain(decision, session)
+
+
+def _route_file(artifact: Path, in_file: Path, out_file: Path, config_file: Path | None) -> None:
+    from composer.offline import read_lines, route_lines
+    from experts.errors import DataError
+    from routers.artefact import load_artefact
+    from routers.encoders import load_encoder
+
+    config = load(config_file)
+    artefact = load_artefact(artifact)
+    encoder = load_encoder(
+        config.encoder.backend,
+        config.cache_dir,
+        progress=lambda line: click.echo(line, err=True),
+    )
+    artefact.require_encoder(encoder.id, encoder.dimension)
+    n = 0
+    staging = out_file.with_name(f".{out_file.name}.part")
+    try:
+        with staging.open("w") as stream:
+            for decision in route_lines(artefact, encoder, read_lines(in_file)):
+                stream.write(json.dumps(decision, ensure_ascii=False) + "\n")
+                n += 1
+        staging.replace(out_file)
+    except OSError as error:
+        raise DataError(f"can't write {out_file}: {error.strerror}") from error
+    finally:
+        staging.unlink(missing_ok=True)
+    announce(f"{n} prompts routed to {out_file}")
 
 
 def _explain(decision: dict[str, Any], session: str | None) -> None:

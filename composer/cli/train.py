@@ -63,20 +63,20 @@ def command(
     as_json: bool,
     config_file: Path | None,
 ) -> None:
-    """Train a two-step router; no server is needed. Prompts are judged out-of-fold.
+    """Train a router; no server is needed. Prompts are judged out-of-fold.
 
     \b
     Example:
       coe train --data prompts.jsonl --data outcomes.jsonl --out artefact
     """
-    from composer.config import read_experts
+    from composer.expert_facts import read_expert_facts
     from composer.train import count_unsure, train_artefact
     from experts.registry import index_experts
     from routers.artefact import load_artefact
     from routers.encoders import load_encoder
 
     config = load(config_file)
-    specs = index_experts(read_experts(experts_file)) if experts_file is not None else {}
+    specs = index_experts(read_expert_facts(experts_file)) if experts_file is not None else {}
 
     def progress(line: str) -> None:
         click.echo(line, err=as_json)
