@@ -39,16 +39,7 @@ def upload(file: Path, url: str, name: str | None, source: str, as_json: bool) -
     Example:
       coe datasets upload outcomes.jsonl --source "graded by hand, November"
     """
-    from composer.cli.client import call
-
-    record = call(
-        "POST",
-        url,
-        "/admin/v1/datasets",
-        data=_pieces(file, show=not as_json),
-        params={"name": name or file.name, "source": source},
-        timeout_s=UPLOAD_S,
-    )
+    record = send_file(url, file, name or file.name, source, show=not as_json)
     if as_json:
         announce(json.dumps(record, indent=2))
         return
@@ -124,6 +115,25 @@ def remove(dataset: str, url: str) -> None:
     announce(f"removed {dataset}")
 
 
+def send_file(url: str, file: Path, name: str, source: str, *, show: bool) -> dict[str, Any]:
+    """Upload a file; returns the dataset's record.
+
+    Raises:
+        GatewayError: with the gateway's own words.
+    """
+    from composer.cli.client import call
+
+    record: dict[str, Any] = call(
+        "POST",
+        url,
+        "/admin/v1/datasets",
+        data=_pieces(file, show=show),
+        params={"name": name, "source": source},
+        timeout_s=UPLOAD_S,
+    )
+    return record
+
+
 async def _pieces(file: Path, *, show: bool) -> AsyncIterator[bytes]:
     """The file piece by piece, with a bar for a person."""
     from rich.console import Console
@@ -133,7 +143,9 @@ async def _pieces(file: Path, *, show: bool) -> AsyncIterator[bytes]:
     columns = (TextColumn("uploading"), BarColumn(), DownloadColumn())
     with (
         file.open("rb") as stream,
-        Progress(*columns, console=console, transient=True, disable=not show) as bar,
+        Progress(
+            *columns, console=console, transient=True, disable=not (show and console.is_terminal)
+        ) as bar,
     ):
         task = bar.add_task("", total=os.fstat(stream.fileno()).st_size)
         while piece := stream.read(PIECE_BYTES):

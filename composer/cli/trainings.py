@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -28,8 +29,14 @@ def command() -> None:
     "--dataset",
     "datasets",
     multiple=True,
-    required=True,
     help="Id of a dataset; may be given many times. `configured`: the configuration's data.",
+)
+@click.option(
+    "--upload",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A file to upload as a dataset first; may be given many times.",
 )
 @click.option("--composition", default="auto", show_default=True, help="What gets a new version.")
 @click.option(
@@ -51,6 +58,7 @@ def command() -> None:
 @gateway_option
 def start(
     datasets: tuple[str, ...],
+    files: tuple[Path, ...],
     composition: str,
     experts: tuple[str, ...],
     quality_weight: float,
@@ -64,16 +72,21 @@ def start(
     \b
     Example:
       coe trainings start --dataset configured --dataset ds-1f6c20b1a0de --promote --wait
+      coe trainings start --dataset configured --upload outcomes.jsonl
     """
     from composer.cli.client import call
+    from composer.cli.datasets import send_file
 
+    if not datasets and not files:
+        raise click.UsageError("give --dataset or --upload")
+    uploaded = [send_file(url, f, f.name, "", show=not as_json)["id"] for f in files]
     record = call(
         "POST",
         url,
         "/admin/v1/trainings",
         json={
             "composition": composition,
-            "datasets": list(datasets),
+            "datasets": [*datasets, *uploaded],
             "experts": list(experts),
             "quality_weight": quality_weight,
             "promote": promote,
