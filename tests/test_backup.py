@@ -163,11 +163,11 @@ async def imported(running: Running, archive: bytes, replace: bool = False) -> t
 
 
 async def contents(state: State) -> dict[str, Any]:
-    """Everything in Redis apart from what processes keep of themselves."""
+    """Everything in Redis but the decision cache and what processes keep of themselves."""
     redis = state.connection.redis
     found = {}
     for key in [key async for key in redis.scan_iter("composer:*")]:
-        if ":workers" not in key and ":lease" not in key:
+        if key.split(":")[1] not in ("workers", "lease", "scores"):
             found[key] = await plain(redis, key)
     return found
 
