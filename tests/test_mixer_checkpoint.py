@@ -9,13 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from experts.errors import ArtefactError, SetupError
-from experts.mixer.checkpoint import (
-    base_fingerprint,
-    load_mixture,
-    mixer_version,
-    read_spec,
-    save_mixture,
-)
+from experts.mixer.checkpoint import load_mixture, save_mixture
+from experts.mixer.description import base_fingerprint, check_mixer, mixer_version, read_spec
 from experts.mixer.mixture import compose
 from experts.mixer.spec import GateSpec, GlobalSpec
 from tests.mixer_parts import adapters, save_base
@@ -43,6 +38,7 @@ def saved(base: Path, tmp_path: Path) -> Path:
 def test_a_mixer_is_read_back_as_it_was_written(saved: Path, base: Path, tmp_path: Path) -> None:
     mixture = load_mixture(saved, base)
     spec, training = read_spec(saved)
+    assert check_mixer(saved, base) == spec
     assert mixture.spec == spec
     assert (spec.base_name, spec.names, training) == (
         "tiny-llama",
@@ -116,12 +112,17 @@ def test_a_spoilt_mixer_is_refused(
     spoil(saved)
     with pytest.raises(ArtefactError, match=message):
         load_mixture(saved)
+    if spoil is not change_a_tensor:
+        with pytest.raises(ArtefactError):
+            check_mixer(saved, None)
 
 
 def test_a_mixer_is_refused_on_another_base(saved: Path, tmp_path: Path) -> None:
     other = save_base("qwen", tmp_path / "other")
     with pytest.raises(ArtefactError, match="made for tiny-llama, whose geometry differs"):
         load_mixture(saved, other)
+    with pytest.raises(ArtefactError, match="made for tiny-llama, whose geometry differs"):
+        check_mixer(saved, other)
 
 
 def test_a_base_without_a_configuration_is_refused(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def show(folder: Path, heat_map: bool, as_json: bool) -> None:
     Example:
       coe mixer show my-mixer --map
     """
-    from experts.mixer.checkpoint import mixer_version, read_spec
+    from experts.mixer.description import mixer_version, read_spec
 
     spec, training = read_spec(folder)
     if as_json:
@@ -178,6 +178,25 @@ def show(folder: Path, heat_map: bool, as_json: bool) -> None:
     _print(folder)
     if heat_map:
         _print_map(training)
+
+
+@command.command("export")
+@click.argument("mixer", type=click.Path(path_type=Path))
+@click.option("--base", required=True, type=click.Path(path_type=Path), help="Folder of its base.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
+@click.option("--copy", is_flag=True, help="Copy the base's files instead of linking to them.")
+def export(mixer: Path, base: Path, out: Path, copy: bool) -> None:
+    """Write a mixer as a checkpoint that vLLM serves with Composer's plug-in.
+
+    \b
+    Example:
+      coe mixer export my-mixer --base models/base --out served
+      python -m vllm.entrypoints.openai.api_server --model served --served-model-name my-mixer
+    """
+    from experts.mixer.vllm_plugin.checkpoint import write_vllm_checkpoint
+
+    version = write_vllm_checkpoint(mixer, base, out, copy=copy)
+    announce(f"mixer {version} in {out}")
 
 
 def _gate(kind: str, top_k: int, top_p: float | None) -> dict[str, Any]:
@@ -200,7 +219,7 @@ def _print(folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from experts.mixer.checkpoint import mixer_version, read_spec
+    from experts.mixer.description import mixer_version, read_spec
 
     spec, training = read_spec(folder)
     gate = spec.gate

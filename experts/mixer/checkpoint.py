@@ -1,61 +1,28 @@
 """The folder of a mixer: mixer.json and mixer.safetensors, nothing that loading could run."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from experts.engines.embedded.adapters import Adapter
-from experts.errors import ArtefactError, SetupError
-from experts.mixer.mixture import Mixture
-from experts.mixer.spec import MixerSpec
-
-FORMAT = 1
-DESCRIPTION = "mixer.json"
-TENSORS = "mixer.safetensors"
-_MAX_DESCRIPTION_BYTES = 16 << 20
-_GEOMETRY = (
-    "architectures",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "state_size",
+from experts.errors import ArtefactError
+from experts.mixer.description import (
+    DESCRIPTION,
+    FORMAT,
+    TENSORS,
+    Description,
+    base_fingerprint,
+    describe,
+    missing,
+    mixer_version,
+    require_base,
 )
-
-
-class _Description(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: int
-    spec: MixerSpec
-    shapes: dict[str, tuple[int, ...]]
-    sha256: str
-    training: dict[str, Any] = {}
-
-
-def base_fingerprint(folder: Path) -> str:
-    """A hash of the geometry that the base's config.json states.
-
-    Raises:
-        SetupError: the folder holds no model.
-    """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise SetupError(f"{folder} holds no model: can't read its config.json") from error
-    geometry = {key: config.get(key) for key in _GEOMETRY}
-    return hashlib.sha256(json.dumps(geometry, sort_keys=True).encode()).hexdigest()[:16]
+from experts.mixer.mixture import Mixture
 
 
 def save_mixture(
@@ -72,7 +39,7 @@ def save_mixture(
     tensors = {key: _compact(tensor) for key, tensor in _tensors(mixture).items()}
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
     digest = _digest(folder / TENSORS)
-    description = _Description(
+    description = Description(
         format=FORMAT,
         spec=spec,
         shapes={key: tuple(tensor.shape) for key, tensor in tensors.items()},
@@ -83,36 +50,16 @@ def save_mixture(
     return mixer_version(folder)
 
 
-def mixer_version(folder: Path) -> str:
-    """A hash of what the mixer computes: its spec and its tensors."""
-    description = _describe(folder)
-    told = description.spec.model_dump_json() + description.sha256
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
-
-
-def read_spec(folder: Path) -> tuple[MixerSpec, dict[str, Any]]:
-    """What mixer.json says: the spec, and the findings of the training.
-
-    Raises:
-        ArtefactError: it is missing, damaged, or of another format.
-    """
-    description = _describe(folder)
-    return description.spec, description.training
-
-
 def load_mixture(folder: Path, base: Path | None = None) -> Mixture:
     """Read a mixer, for the base in the folder `base` if given.
 
     Raises:
         ArtefactError: something is missing, damaged, or made for another base.
     """
-    description = _describe(folder)
+    description = describe(folder)
     spec = description.spec
-    if base is not None and base_fingerprint(base) != spec.base:
-        raise ArtefactError(
-            f"mixer {folder}: it was made for {spec.base_name or 'another base'}, whose geometry "
-            f"differs from that of {base}; register it on its own base"
-        )
+    if base is not None:
+        require_base(folder, spec, base)
     tensors = _load_tensors(folder, description)
     adapters = tuple(
         Adapter(member.name, member.rank, member.scale, _matrices(folder, number, tensors))
@@ -128,32 +75,7 @@ def load_mixture(folder: Path, base: Path | None = None) -> Mixture:
     return mixture
 
 
-def _describe(folder: Path) -> _Description:
-    path = folder / DESCRIPTION
-    try:
-        if path.stat().st_size > _MAX_DESCRIPTION_BYTES:
-            raise ArtefactError(f"mixer {folder}: {DESCRIPTION} is too large to be one")
-        description = _Description.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ArtefactError(
-            f"mixer {folder}: can't read {DESCRIPTION}: {error.strerror}; "
-            "name the folder that `coe mixer train` wrote"
-        ) from error
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, problem["loc"])) or DESCRIPTION
-        raise ArtefactError(
-            f"mixer {folder}: {DESCRIPTION} is damaged at {where}: {problem['msg']}"
-        ) from error
-    if description.format != FORMAT:
-        raise ArtefactError(
-            f"mixer {folder}: it has format {description.format}, this version reads {FORMAT}: "
-            "train it again"
-        )
-    return description
-
-
-def _load_tensors(folder: Path, description: _Description) -> dict[str, Tensor]:
+def _load_tensors(folder: Path, description: Description) -> dict[str, Tensor]:
     path = folder / TENSORS
     try:
         tensors: dict[str, Tensor] = load_file(path)
@@ -162,16 +84,8 @@ def _load_tensors(folder: Path, description: _Description) -> dict[str, Tensor]:
             f"mixer {folder}: {TENSORS} is missing or damaged ({error}): copy the folder again"
         ) from error
     for key, shape in description.shapes.items():
-        if key not in tensors:
-            raise ArtefactError(
-                f"mixer {folder}: the tensor {key} is missing from {TENSORS}: "
-                "copy the folder again, or train the mixer again"
-            )
-        if tuple(tensors[key].shape) != shape:
-            raise ArtefactError(
-                f"mixer {folder}: {key} has shape {tuple(tensors[key].shape)}, not {shape}: "
-                "copy the folder again"
-            )
+        if key not in tensors or tuple(tensors[key].shape) != shape:
+            raise missing(folder, key)
     if _digest(path) != description.sha256:
         raise ArtefactError(
             f"mixer {folder}: {TENSORS} is not the file that {DESCRIPTION} describes: "

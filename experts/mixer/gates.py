@@ -13,13 +13,11 @@ others. A mask removes an expert; no value of the prior does.
 """
 
 import math
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-GateKind = Literal["linear", "vector", "arrow", "uniform"]
-GATE_KINDS: tuple[str, ...] = get_args(GateKind)
+from experts.mixer.kinds import GateKind
 
 _EPSILON = 1e-5
 

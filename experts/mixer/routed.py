@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from experts.errors import SetupError
-from experts.mixer.gates import GateKind, gate_weights, local_logits, prepared
+from experts.mixer.gates import gate_weights, local_logits, prepared
+from experts.mixer.kinds import GateKind
 from experts.mixer.mixture import Mixture
 from experts.mixer.spec import GateSpec, gate_name
 from experts.mixer.weights import Part, routed_term, separate_term, stack
@@ -20,7 +21,8 @@ class Routing:
     `prior` and `allowed` broadcast to the weights, (..., experts): (batch, 1, experts) for a batch
     of requests, (tokens, experts) for ragged steps. `dense` turns top-k and top-p off, as training
     does; `sigmoid` weighs each expert by `sigmoid(v . x)`, as a gate vector is trained. With
-    `record` on, every linear leaves its weights in `recorded`.
+    `record` on, every linear leaves its weights in `recorded`. In ragged steps `tokens` are the
+    places of those that are routed, if not all of them are; the others get the base alone.
     """
 
     def __init__(self, gate: GateSpec, open_experts: Tensor) -> None:
@@ -31,6 +33,7 @@ class Routing:
         self.sigmoid = False
         self.record = False
         self.off = False
+        self.tokens: Tensor | None = None
         self.prior: Tensor | None = None
         self.allowed: Tensor | None = None
         self.recorded: dict[str, Tensor] = {}
@@ -100,6 +103,7 @@ class RoutedLinear(nn.Module):
         self.routing = routing
         self.gate = gate
         self.kind: GateKind = routing.gate.kind
+        self._prepared: Tensor | None = None
         self.exact_parts = list(parts) if exact else None
         stacked = stack(parts)
         self.a = nn.Parameter(stacked.a, requires_grad=False)
@@ -113,20 +117,32 @@ class RoutedLinear(nn.Module):
         out: Tensor = self.base(x)
         if self.routing.off:
             return out
+        tokens = self.routing.tokens
+        if tokens is not None:
+            return out.index_add(-2, tokens, self._term(x[..., tokens, :]).to(out.dtype))
+        return out + self._term(x).to(out.dtype)
+
+    def _term(self, x: Tensor) -> Tensor:
         weights = self.routing.weights(self.name, self._logits(x))
         if self.exact_parts is not None:
-            term = separate_term(x.float(), weights, self.exact_parts)
-        else:
-            term = routed_term(x.to(self.a.dtype), weights, self.a, self.b, self.columns)
-        return out + term.to(out.dtype)
+            return separate_term(x.float(), weights, self.exact_parts)
+        return routed_term(x.to(self.a.dtype), weights, self.a, self.b, self.columns)
 
     def _logits(self, x: Tensor) -> Tensor:
         if self.gate is None:
             return x.new_zeros((*x.shape[:-1], self.routing.experts), dtype=torch.float32)
         if self.routing.sigmoid:
             return local_logits("linear", self.gate, x)
-        matrix = prepared(self.kind, self.gate)
-        return local_logits(self.kind, matrix, x, self.routing.gate.temperature)
+        return local_logits(self.kind, self._matrix(), x, self.routing.gate.temperature)
+
+    def _matrix(self) -> Tensor:
+        """The gate as it is multiplied by: made once, unless it is being trained."""
+        assert self.gate is not None
+        if self.gate.requires_grad:
+            return prepared(self.kind, self.gate)
+        if self._prepared is None:
+            self._prepared = prepared(self.kind, self.gate.detach())
+        return self._prepared
 
 
 def attach(model: Any, mixture: Mixture, *, exact: bool = False) -> Routing:

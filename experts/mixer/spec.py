@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from experts.mixer.gates import GateKind
+from experts.mixer.kinds import GateKind
 
 Scope = Literal["projection", "layer"]
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
