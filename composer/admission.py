@@ -14,7 +14,8 @@ from composer.lifecycle.remote import why_unreachable
 from composer.setup import model_folder
 from experts.engine_spec import EmbeddedEngineSpec
 from experts.engines.embedded.adapter_files import check_adapter
-from experts.errors import InvalidRequest, SetupError
+from experts.errors import ArtefactError, InvalidRequest, SetupError
+from experts.mixer.description import check_mixer
 from experts.spec import ExpertSpec
 
 REACH_S = 2.0
@@ -49,7 +50,8 @@ async def admit(
     if spec.adapter is not None:
         folder = _allowed("adapter", spec.adapter, config)
         base = _base_folder(resolved, known, config)
-        await asyncio.to_thread(_check_adapter, spec.id, folder, base)
+        check = _check_mixer if spec.kind == "mixer" else _check_adapter
+        await asyncio.to_thread(check, spec.id, folder, base)
     if spec.path is not None:
         await asyncio.to_thread(_check_model, _allowed("path", spec.path, config))
     if spec.url is not None and (reason := await why_unreachable(base_url(str(spec.url)), REACH_S)):
@@ -111,6 +113,13 @@ def _check_adapter(expert: str, folder: Path, base: Path | None) -> None:
     try:
         check_adapter(expert, folder, base)
     except SetupError as error:
+        raise InvalidRequest(f"'adapter': {error.message}", param="adapter") from error
+
+
+def _check_mixer(expert: str, folder: Path, base: Path | None) -> None:
+    try:
+        check_mixer(folder, base)
+    except (ArtefactError, SetupError) as error:
         raise InvalidRequest(f"'adapter': {error.message}", param="adapter") from error
 
 

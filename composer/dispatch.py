@@ -15,6 +15,7 @@ import orjson
 from composer import sse
 from composer.conditions import ConditionsTracker
 from composer.config import Limits
+from composer.mixing import Mixing, without_internals
 from composer.snapshots import SnapshotKeeper
 from composer.state import Endpoint
 from composer.streaming import MAX_HEAD_BYTES, Stream
@@ -27,6 +28,7 @@ from composer.upstream import (
 )
 from composer.usage import Meter, Usage, asking_for_usage, asks_for_usage
 from experts.errors import (
+    ArtefactError,
     ComposerError,
     DeadlineExceeded,
     ExpertUnavailable,
@@ -113,11 +115,17 @@ class Dispatcher:
         self._limits = limits
         self._clock = clock
         self._uncounted: set[str] = set()
+        self._mixing = Mixing()
 
     async def answer(
-        self, decision: Decision, interface: Interface, payload: Payload, request_id: str
+        self,
+        decision: Decision,
+        interface: Interface,
+        payload: Payload,
+        request_id: str,
+        tenant: str = "",
     ) -> Answer:
-        """Ask the decision's experts in turn.
+        """Ask the decision's experts in turn. A mixer's cache is shared by one tenant's requests.
 
         Raises:
             RequestRefused: an expert called the request malformed.
@@ -132,8 +140,9 @@ class Dispatcher:
                 continue
             start = self._clock()
             try:
+                outgoing = await self._outgoing(spec, payload, decision, tenant)
                 return await self._attempt(
-                    spec, interface, payload, request_id, tuple(failed), start
+                    spec, interface, outgoing, request_id, tuple(failed), start
                 )
             except UpstreamFailure as error:
                 failure = _said_plainly(error, interface)
@@ -144,6 +153,17 @@ class Dispatcher:
                 failed.append((spec.id, failure.reason))
                 failures.append(failure)
         raise _nobody(failures, tuple(failed))
+
+    async def _outgoing(
+        self, spec: ExpertSpec, payload: Payload, decision: Decision, tenant: str
+    ) -> Payload:
+        """The request without what we alone may say to engines, and with it for a mixer."""
+        if spec.kind == "mixer":
+            try:
+                return await self._mixing.prepare(spec, payload, decision, tenant)
+            except ArtefactError as error:
+                raise UpstreamFailure("broken", error.message) from error
+        return without_internals(payload) if spec.kind != "remote" else payload
 
     async def _attempt(
         self,

@@ -64,7 +64,7 @@ def inherit(spec: ExpertSpec, by_id: Mapping[str, ExpertSpec]) -> ExpertSpec:
             return spec.model_copy(update={"engine": own_engine_name(spec.id)})
         return spec
     base = by_id.get(spec.base)
-    allowed = ("model",) if spec.kind == "lora" else ("model", "remote")
+    allowed = ("model",) if spec.kind in ("lora", "mixer") else ("model", "remote")
     if base is None:
         raise ConfigError(
             f"expert '{spec.id}' stands on '{spec.base}', which is not registered: "

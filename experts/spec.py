@@ -13,7 +13,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-Kind = Literal["model", "lora", "prompt", "remote", "null"]
+Kind = Literal["model", "lora", "mixer", "prompt", "remote", "null"]
 Capability = Literal["tools", "json", "vision", "logprobs", "n"]
 ExpertId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/@+-]{0,127}$")]
 
@@ -21,20 +21,21 @@ ExpertId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/@+-]{0,127}$"
 _REQUIRED: dict[Kind, tuple[tuple[str, ...], ...]] = {
     "model": (("engine", "path"),),
     "lora": (("base",), ("adapter",)),
+    "mixer": (("base", "url", "engine"), ("adapter",)),
     "prompt": (("base",), ("system_prompt",)),
     "remote": (("engine", "url", "provider"),),
     "null": (("text",),),
 }
 _ONLY_FOR: dict[str, tuple[Kind, ...]] = {
-    "base": ("lora", "prompt"),
-    "adapter": ("lora",),
+    "base": ("lora", "mixer", "prompt"),
+    "adapter": ("lora", "mixer"),
     "system_prompt": ("prompt",),
     "text": ("null",),
-    "served_name": ("remote", "prompt"),
+    "served_name": ("remote", "prompt", "mixer"),
     "path": ("model",),
-    "url": ("remote",),
+    "url": ("remote", "mixer"),
     "provider": ("remote",),
-    "api_key_env": ("remote",),
+    "api_key_env": ("remote", "mixer"),
 }
 # An engine of its own and a configured one exclude each other.
 _OWN_ENGINE = ("path", "url", "provider", "api_key_env")
@@ -97,6 +98,8 @@ class ExpertSpec(BaseModel):
             if getattr(self, field) is not None and self.kind not in kinds:
                 kind = self.kind
                 raise _wrong(field, f"'{field}' has no meaning for an expert of kind '{kind}'")
+        if self.kind == "mixer" and self.base is not None and self.url is not None:
+            raise _wrong("url", "give either 'base', to be served by its engine, or 'url'")
         for field in _OWN_ENGINE:
             if self.engine is not None and getattr(self, field) is not None:
                 raise _wrong(field, f"give either 'engine' or '{field}'")

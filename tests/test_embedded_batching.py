@@ -21,6 +21,7 @@ from experts.engines.embedded.attention import decode_groups
 from experts.engines.embedded.cache import SlotCache
 from experts.engines.embedded.detokenize import Detokenizer
 from experts.engines.embedded.lora import LoraBank
+from experts.engines.embedded.mixers import MixerBank
 from experts.engines.embedded.model import Geometry, load_base, sampling_defaults
 from experts.engines.embedded.requests import (
     Generation,
@@ -107,7 +108,7 @@ def scheduler_for(
     bank = LoraBank(model, [read_adapter(name, path) for name, path in adapters.items()])
     bounds = Limits(**{"max_running": 6, "max_context": 200, "prefill_tokens": 16, **limits})
     cache = SlotCache(geometry, max_slots=bounds.max_running, max_capacity=bounds.max_context)
-    return Scheduler(model, bank, cache, Letters(), eos, bounds)
+    return Scheduler(model, bank, MixerBank(model, []), cache, Letters(), eos, bounds)
 
 
 def request(
@@ -487,7 +488,7 @@ def _magnitude(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None
         (_set("modules_to_save", ["lm_head"]), "modules_to_save is not supported"),
         (_set("rank_pattern", {"q_proj": 3}), "rank_pattern is not supported"),
         (_set("init_lora_weights", "pissa"), "changes the base too"),
-        (_set("peft_type", "IA3"), "not the configuration of a LoRA adapter"),
+        (_set("peft_type", "IA3"), "is not a LoRA adapter"),
         (_set("r", "2"), "r must be a rank"),
         (_set("r", 3), "not the rank 3"),
         (_set("lora_alpha", None), "lora_alpha must be a number"),

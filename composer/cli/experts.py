@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 PATH = "/admin/v1/experts"
 POLL_S = 0.3
-KINDS = ("model", "lora", "prompt", "remote", "null")
+KINDS = ("model", "lora", "mixer", "prompt", "remote", "null")
 COLOURS = {"ready": "green", "failed": "red", "parked": "dim", "draining": "yellow"}
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -42,7 +42,9 @@ def command() -> None:
 @click.option("--api-key-env", help="Variable of Composer's environment that holds the key.")
 @click.option("--system-prompt", help="What an expert of kind prompt puts first.")
 @click.option("--text", help="What an expert of kind null answers.")
-@click.option("--adapter", type=click.Path(path_type=Path), help="Folder of a LoRA adapter.")
+@click.option(
+    "--adapter", type=click.Path(path_type=Path), help="Folder of a LoRA adapter, or of a mixer."
+)
 @click.option("--path", type=click.Path(path_type=Path), help="Folder of a model's weights.")
 @click.option("--params-b", type=float, help="Billions of parameters.")
 @click.option("--context-length", type=int, help="In tokens.")

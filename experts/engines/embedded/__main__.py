@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     from experts.engines.embedded.server import ServerOptions, serve
-    from experts.errors import SetupError
+    from experts.errors import ArtefactError, SetupError
 
     try:
         return serve(
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 api_key_env=args.api_key_env,
             )
         )
-    except SetupError as error:
+    except (SetupError, ArtefactError) as error:
         logging.getLogger(__name__).error("%s", error)
         return 2
 

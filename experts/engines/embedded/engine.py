@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from experts.engines.embedded.metrics import Metrics
+from experts.engines.embedded.mixers import Mixed
 from experts.engines.embedded.prompts import Prompter
 from experts.engines.embedded.protocol import ApiError, ChatBody, CompletionBody, GenerationBody
 from experts.engines.embedded.requests import (
@@ -15,6 +16,8 @@ from experts.engines.embedded.requests import (
     SamplingParams,
 )
 from experts.engines.embedded.runner import Runner
+from experts.errors import InvalidRequest
+from experts.mixer.prior import check_mask, check_prior
 
 _DEFAULT_MAX_TOKENS = 512
 
@@ -31,6 +34,14 @@ class Bounds:
     max_waiting: int
     max_context: int
     vocabulary: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServedMixer:
+    """A mixer's number in the `MixerBank`, and how many experts it mixes."""
+
+    number: int
+    experts: int
 
 
 class Answer:
@@ -83,10 +94,12 @@ class Engine:
         bounds: Bounds,
         metrics: Metrics,
         defaults: SamplingDefaults,
+        mixers: Mapping[str, ServedMixer] | None = None,
     ) -> None:
         self.runner = runner
         self.defaults = defaults
         self.names = dict(names)
+        self._mixers = dict(mixers or {})
         self.bounds = bounds
         self.metrics = metrics
         self.draining = False
@@ -105,6 +118,7 @@ class Engine:
                 code="model_not_found",
                 param="model",
             )
+        mixed = self._mixed(body)
         # Checked before the work of tokenising, and again after it: others may have come meanwhile.
         self._check_room()
         if isinstance(body, ChatBody):
@@ -114,7 +128,7 @@ class Engine:
         params = self._sampling(body, len(prompt))
         self._check_room()
         answer = Answer(len(prompt))
-        answer.request = Generation(prompt, params, adapter, answer.push)
+        answer.request = Generation(prompt, params, adapter, answer.push, mixed)
         self._answers.add(answer)
         self._all_ended.clear()
         self.metrics.accepted(len(prompt))
@@ -152,6 +166,32 @@ class Engine:
     def _refuse(self, status: int, message: str, code: str) -> None:
         self.metrics.rejected(code)
         raise ApiError(status, message, code=code, retry_after_s=1)
+
+    def _mixed(self, body: GenerationBody) -> Mixed | None:
+        """The request's view of a mixer's experts, checked."""
+        mixer = self._mixers.get(body.model)
+        extra = body.vllm_xargs
+        if mixer is None:
+            if extra is not None:
+                message = f"{body.model!r} is no mixer: it takes no prior"
+                raise ApiError(400, message, param="vllm_xargs", code="unsupported_parameter")
+            return None
+        prior = None if extra is None else extra.mixer_prior
+        mask = None if extra is None else extra.mixer_mask
+        try:
+            if prior is not None:
+                check_prior(prior, mixer.experts)
+            if mask is not None:
+                check_mask(mask, mixer.experts)
+        except InvalidRequest as error:
+            raise ApiError(
+                400, error.message, param=f"vllm_xargs.{error.param}", code="invalid_value"
+            ) from error
+        return Mixed(
+            mixer.number,
+            None if prior is None else tuple(prior),
+            None if mask is None else tuple(value == 1 for value in mask),
+        )
 
     def _sampling(self, body: GenerationBody, prompt_tokens: int) -> SamplingParams:
         field = "messages" if isinstance(body, ChatBody) else "prompt"

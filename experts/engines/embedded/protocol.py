@@ -14,6 +14,7 @@ _MAX_MESSAGES = 1024
 _MAX_STOPS = 4
 _MAX_STOP_CHARS = 512
 _MAX_BIASES = 1024
+_MAX_EXPERTS = 256
 
 
 class ApiError(Exception):
@@ -106,6 +107,13 @@ class Message(_Strict):
     audio: Annotated[Any, _only()] = None
 
 
+class MixerArguments(_Strict):
+    """A request's view of a mixer's experts, under the names that our vLLM plug-in takes too."""
+
+    mixer_prior: list[float] | None = Field(default=None, max_length=_MAX_EXPERTS)
+    mixer_mask: list[float] | None = Field(default=None, max_length=_MAX_EXPERTS)
+
+
 class GenerationBody(_Strict):
     """What chat and plain completions share."""
 
@@ -133,6 +141,9 @@ class GenerationBody(_Strict):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    vllm_xargs: MixerArguments | None = None
+    # Nothing is cached across requests here.
+    cache_salt: str | None = Field(default=None, max_length=128)
 
 
 class ChatBody(GenerationBody):

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from experts.engines.embedded.mixers import Mixed
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -58,11 +61,13 @@ class Generation:
     """A request in flight. The event loop creates it and may set `cancelled`; the model thread
     reads that at every token boundary. `on_progress` is called on the event loop only.
 
-    `adapter` is 0 for the bare base, else the adapter's number in the `LoraBank`.
+    `adapter` is 0 for the bare base, else the adapter's number in the `LoraBank`. `mixed` is set
+    when a mixer answers.
     """
 
     prompt: tuple[int, ...]
     params: SamplingParams
     adapter: int
     on_progress: Callable[[Progress], None]
+    mixed: "Mixed | None" = None
     cancelled: bool = field(default=False)

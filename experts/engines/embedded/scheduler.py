@@ -13,6 +13,7 @@ from experts.engines.embedded.attention import StepPlan, decode_groups, prefill_
 from experts.engines.embedded.cache import SlotCache
 from experts.engines.embedded.detokenize import Decoder, Detokenizer
 from experts.engines.embedded.lora import LoraBank
+from experts.engines.embedded.mixers import MixerBank
 from experts.engines.embedded.requests import FinishReason, Generation, Progress
 from experts.engines.embedded.sampling import RowSampler, choose
 
@@ -70,6 +71,7 @@ class Scheduler:
         self,
         model: Any,
         bank: LoraBank,
+        mixers: MixerBank,
         cache: SlotCache,
         decoder: Decoder,
         eos: frozenset[int],
@@ -77,6 +79,7 @@ class Scheduler:
     ) -> None:
         self._model = model
         self._bank = bank
+        self._mixers = mixers
         self._cache = cache
         self._decoder = decoder
         self._eos = eos
@@ -187,6 +190,7 @@ class Scheduler:
         positions = [row.cached for row in decoding]
         slots = [row.slot for row in decoding]
         adapters = [row.request.adapter for row in decoding]
+        mixed = [row.request.mixed for row in decoding]
         due = list(range(len(decoding)))
         prefills = []
         for chunk, end in zip(chunks, ends, strict=True):
@@ -195,6 +199,7 @@ class Scheduler:
             positions += range(row.cached, end)
             slots += [row.slot] * chunk.tokens
             adapters += [row.request.adapter] * chunk.tokens
+            mixed += [row.request.mixed] * chunk.tokens
             prefills.append(prefill_chunk(first, chunk.tokens, row.slot, row.cached, dtype))
             if chunk.completes:
                 due.append(len(ids) - 1)
@@ -208,6 +213,7 @@ class Scheduler:
             values=self._cache.values,
         )
         self._bank.select(adapters)
+        self._mixers.select(mixed)
         output = self._model(
             input_ids=torch.tensor([ids]),
             position_ids=plan.positions.unsqueeze(0),

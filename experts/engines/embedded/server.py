@@ -17,9 +17,10 @@ import uvicorn
 from experts.engines.embedded.adapters import read_adapter
 from experts.engines.embedded.app import EngineApp
 from experts.engines.embedded.cache import SlotCache
-from experts.engines.embedded.engine import Bounds, Engine
+from experts.engines.embedded.engine import Bounds, Engine, ServedMixer
 from experts.engines.embedded.lora import LoraBank
 from experts.engines.embedded.metrics import Metrics
+from experts.engines.embedded.mixers import MixerBank, is_mixer, load_mixers
 from experts.engines.embedded.model import (
     choose_dtype,
     load_base,
@@ -77,7 +78,11 @@ def build_engine(options: ServerOptions) -> Engine:
     """Load everything and warm it up; the engine's thread is not started yet."""
     dtype = choose_dtype(options.dtype)
     model, geometry = load_base(options.model, dtype)
-    folders = [(name, folder) for name, folder in options.served if folder is not None]
+    given = [(name, folder) for name, folder in options.served if folder is not None]
+    mixing = [(name, folder) for name, folder in given if is_mixer(folder)]
+    folders = [(name, folder) for name, folder in given if not is_mixer(folder)]
+    mixtures = load_mixers([folder for _, folder in mixing], options.model)
+    mixers = MixerBank(model, mixtures)
     bank = LoraBank(model, [read_adapter(name, folder) for name, folder in folders])
     pack_linears(model)
     prompter = Prompter(options.model)
@@ -85,6 +90,7 @@ def build_engine(options: ServerOptions) -> Engine:
     scheduler = Scheduler(
         model,
         bank,
+        mixers,
         SlotCache(geometry, max_slots=options.max_running, max_capacity=max_context),
         prompter.decoder,
         prompter.eos(model.generation_config),
@@ -92,13 +98,17 @@ def build_engine(options: ServerOptions) -> Engine:
     )
     numbers = {name: number for number, (name, _) in enumerate(folders, start=1)}
     names = {name: numbers.get(name, 0) for name, _ in options.served}
+    served_mixers = {
+        name: ServedMixer(number, len(mixture.adapters))
+        for number, ((name, _), mixture) in enumerate(zip(mixing, mixtures, strict=True))
+    }
     metrics = Metrics()
     runner = Runner(
         scheduler, metrics, threads=options.threads, stuck_after_s=options.stuck_seconds
     )
     bounds = Bounds(options.max_running, options.max_waiting, max_context, geometry.vocabulary)
     defaults = sampling_defaults(model.generation_config)
-    return Engine(runner, prompter, names, bounds, metrics, defaults)
+    return Engine(runner, prompter, names, bounds, metrics, defaults, served_mixers)
 
 
 class _Server(uvicorn.Server):
