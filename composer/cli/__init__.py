@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "state": ("composer.cli.state", "Export or import the whole state."),
     "config": ("composer.cli.config", "Check or show the configuration."),
     "bench": ("composer.cli.bench", "Measure the gateway against a bare relay."),
+    "simulate": ("composer.cli.simulate", "Simulate experts in memory, under load."),
 }
 
 # Commands that our own processes are started by.

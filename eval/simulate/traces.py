@@ -63,9 +63,7 @@ def _zipf(exponent: float) -> Generator:
     return generate
 
 
-def bursts(
-    rng: np.random.Generator, experts: Sequence[str], rate: float, seconds: float
-) -> Trace:
+def bursts(rng: np.random.Generator, experts: Sequence[str], rate: float, seconds: float) -> Trace:
     """Zipf requests, and bursts: an expert, any one, is suddenly asked for a minute."""
     steady = _poisson(rng, rate * (1 - BURST_SHARE), seconds)
     shares = _shares(len(experts), TAIL_EXPONENT)
@@ -79,9 +77,7 @@ def bursts(
     return _trace(rng, np.concatenate(times), np.concatenate(chosen), experts)
 
 
-def drift(
-    rng: np.random.Generator, experts: Sequence[str], rate: float, seconds: float
-) -> Trace:
+def drift(rng: np.random.Generator, experts: Sequence[str], rate: float, seconds: float) -> Trace:
     """Zipf requests whose ranks change: two experts trade places every few seconds."""
     at = _poisson(rng, rate, seconds)
     ranks = rng.choice(len(experts), size=len(at), p=_shares(len(experts), TAIL_EXPONENT))
@@ -96,9 +92,7 @@ def drift(
     return _trace(rng, at, who, experts)
 
 
-def diurnal(
-    rng: np.random.Generator, experts: Sequence[str], rate: float, seconds: float
-) -> Trace:
+def diurnal(rng: np.random.Generator, experts: Sequence[str], rate: float, seconds: float) -> Trace:
     """Traffic that rises and falls, from one crowd by day and from another, with other
     favourites, by night."""
     peak = rate * (1 + DAY_SWING)
@@ -122,9 +116,7 @@ GENERATORS: dict[str, Generator] = {
 }
 
 
-def generate(
-    name: str, seed: int, experts: Sequence[str], *, rate: float, seconds: float
-) -> Trace:
+def generate(name: str, seed: int, experts: Sequence[str], *, rate: float, seconds: float) -> Trace:
     """A generator's trace; the same for the same arguments."""
     # Another stream of numbers for each generator, so that their traces are independent.
     rng = np.random.default_rng([seed, list(GENERATORS).index(name)])
@@ -180,7 +172,8 @@ def _request(line: bytes, place: str) -> tuple[float, str, float] | None:
 
 def _shares(n: int, exponent: float) -> Doubles:
     weights = np.arange(1, n + 1, dtype=np.float64) ** -exponent
-    return weights / weights.sum()
+    shares: Doubles = weights / weights.sum()
+    return shares
 
 
 def _poisson(rng: np.random.Generator, rate: float, seconds: float) -> Doubles:

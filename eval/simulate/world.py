@@ -45,15 +45,13 @@ class Run:
     waited_s: Doubles
     refused: NDArray[np.bool_]
     before_load_s: Doubles
-    loads: int
-    cold_loads: int
+    load_times: tuple[float, ...]
+    cold_load_times: tuple[float, ...]
     link_busy_s: float
     """Summed over the devices, loads and unloads."""
 
     end: float
     """When the last answer was done."""
-
-    load_times: tuple[float, ...]
 
 
 Observer = Callable[[float, Event, tuple[Action, ...]], None]
@@ -93,7 +91,7 @@ class World:
         self._before_load = np.full(n, np.inf)
         self._expecting: dict[str, list[int]] = {}
         self._loads: list[float] = []
-        self._cold = 0
+        self._cold_loads: list[float] = []
         self._busy = 0.0
 
     def run(self) -> Run:
@@ -121,22 +119,20 @@ class World:
             waited_s=self._waited,
             refused=self._refused,
             before_load_s=self._before_load,
-            loads=len(self._loads),
-            cold_loads=self._cold,
+            load_times=tuple(self._loads),
+            cold_load_times=tuple(self._cold_loads),
             link_busy_s=self._busy,
             end=now,
-            load_times=tuple(self._loads),
         )
 
     def _step(self, now: float, event: Event) -> None:
         step = self._manager.step(now, event)
         if self._observer is not None:
             self._observer(now, event, step.actions)
-        loading = isinstance(event, Arrived) and not step.actions and self._on_its_way(event.expert)
-        if loading and isinstance(event, Arrived):
-            self._load_begins(event.expert, now)
         for action in step.actions:
             self._perform(now, action, event)
+        if isinstance(event, Arrived) and self._on_its_way(event.expert):
+            self._load_begins(event.expert, now)
         if step.wake_at is not None and (self._wake is None or step.wake_at < self._wake):
             self._wake = max(step.wake_at, now)
             self._push(self._wake, Ticked())
@@ -151,7 +147,8 @@ class World:
             case Load(expert, device, origin):
                 seconds = self._experts[expert].load_time(origin)
                 self._loads.append(now)
-                self._cold += origin is Tier.DISK
+                if origin is Tier.DISK:
+                    self._cold_loads.append(now)
                 self._load_begins(expert, now)
                 self._move(now, device, seconds, Loaded(expert))
             case Unload(expert, device, to):

@@ -123,9 +123,7 @@ class Memory:
     def open(self, device: str) -> Iterator[Holding]:
         """Experts that could leave the device at once or once they have finished."""
         return (
-            h
-            for h in self.on[device].values()
-            if h.phase is Phase.RESIDENT and not h.expert.pinned
+            h for h in self.on[device].values() if h.phase is Phase.RESIDENT and not h.expert.pinned
         )
 
     def largest_room(self) -> int:

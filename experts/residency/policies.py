@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import pow
 from typing import Protocol
 
 from experts.residency.demand import Demand
@@ -62,6 +63,7 @@ class ForecastSettings:
     tail: float = 1.5
     """Exponent of a load time in what it costs to wait for it: above 1, long waits count more."""
 
+    loss_tail: float = 1.0
     roomy_devices: int = 2
     """Devices that are kept ready for any expert, so that it need not wait for one to leave."""
 
@@ -160,7 +162,8 @@ class Forecast:
     def _saved_by_parking(self, holding: Holding, now: float) -> float:
         expert = holding.expert
         tail = self.settings.tail
-        return self._demand.rate(holding.id, now) * (expert.cold_load_s**tail - expert.load_s**tail)
+        saved = pow(expert.cold_load_s, tail) - pow(expert.load_s, tail)
+        return self._demand.rate(holding.id, now) * saved
 
     def _largest_of(self, memory: Memory) -> int:
         return max(holding.expert.resident_bytes for holding in memory.holdings.values())
@@ -207,7 +210,7 @@ class Forecast:
 
     def _loss(self, holding: Holding, now: float) -> float:
         rate = self._demand.rate(holding.id, now)
-        return rate * self.settings.horizon_s * holding.expert.load_s**self.settings.tail
+        return rate * self.settings.horizon_s * pow(holding.expert.load_s, self.settings.loss_tail)
 
     def _victims(
         self,

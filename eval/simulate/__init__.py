@@ -1,0 +1,1 @@
+"""Residency and placement on simulated devices: traces, runs, an offline bound, comparisons."""
