@@ -158,7 +158,7 @@ def _request(line: bytes, place: str) -> tuple[float, str, float] | None:
         raise DataError(f"{place}: longer than {MAX_LINE} bytes")
     try:
         view = orjson.loads(line)
-        if set(view) <= {"cursor", "missed"}:
+        if isinstance(view, dict) and view.keys() <= {"cursor", "missed"}:
             return None
         seconds = float(view["outcome"]["total_ms"]) / 1000
         expert = view["answered_by"] or view["expert"]
