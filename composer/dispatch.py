@@ -108,6 +108,7 @@ class Dispatcher:
         conditions: ConditionsTracker,
         limits: Limits,
         clock: Callable[[], float] = time.perf_counter,
+        mixing: Mixing | None = None,
     ) -> None:
         self._keeper = keeper
         self._client = client
@@ -115,7 +116,7 @@ class Dispatcher:
         self._limits = limits
         self._clock = clock
         self._uncounted: set[str] = set()
-        self._mixing = Mixing()
+        self._mixing = mixing or Mixing()
 
     async def answer(
         self,
@@ -124,8 +125,10 @@ class Dispatcher:
         payload: Payload,
         request_id: str,
         tenant: str = "",
+        text: str = "",
     ) -> Answer:
-        """Ask the decision's experts in turn. A mixer's cache is shared by one tenant's requests.
+        """Ask the decision's experts in turn. A mixer's cache is shared by one tenant's
+        requests, and its prior comes from `text`, what routing read of the request.
 
         Raises:
             RequestRefused: an expert called the request malformed.
@@ -140,7 +143,7 @@ class Dispatcher:
                 continue
             start = self._clock()
             try:
-                outgoing = await self._outgoing(spec, payload, decision, tenant)
+                outgoing = await self._outgoing(spec, payload, decision, tenant, text)
                 return await self._attempt(
                     spec, interface, outgoing, request_id, tuple(failed), start
                 )
@@ -155,12 +158,12 @@ class Dispatcher:
         raise _nobody(failures, tuple(failed))
 
     async def _outgoing(
-        self, spec: ExpertSpec, payload: Payload, decision: Decision, tenant: str
+        self, spec: ExpertSpec, payload: Payload, decision: Decision, tenant: str, text: str
     ) -> Payload:
         """The request without what we alone may say to engines, and with it for a mixer."""
         if spec.kind == "mixer":
             try:
-                return await self._mixing.prepare(spec, payload, decision, tenant)
+                return await self._mixing.prepare(spec, payload, decision, tenant, text)
             except ArtefactError as error:
                 raise UpstreamFailure("broken", error.message) from error
         return without_internals(payload) if spec.kind != "remote" else payload

@@ -1,19 +1,23 @@
 """What a mixer's engine is told besides the request: the prior of its experts, and a cache salt.
 
-The prior is GLIDER's global view, taken from the router's decision: how probable the category is
-that bears an expert's name. The keys and values that a mixer computes depend on the prior, which an
-engine's prefix cache does not know: so the salt is a hash of tenant, mixer version and prior.
+The prior is GLIDER's global view: how near each expert's instruction is to the request, by the
+gateway's encoder. For a mixer without embedded instructions it is how probable the category is that
+bears an expert's name, by the router's decision. The keys and values that a mixer computes depend
+on the prior, which an engine's prefix cache does not know: so the salt is a hash of tenant, mixer
+version and prior.
 """
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experts.errors import ArtefactError
-from experts.mixer.description import mixer_version, read_spec
+from experts.errors import ArtefactError, Retryable
+from experts.mixer.description import mixer_version, read_instructions, read_spec
+from experts.mixer.prior import Vector, global_prior
 from experts.mixer.spec import MixerSpec
 from experts.spec import ExpertSpec
 from routers.types import Decision
@@ -22,33 +26,72 @@ INTERNALS = ("vllm_xargs", "cache_salt")
 """Fields that we alone set: a client's would choose a prior, or read what another's prior left."""
 
 
+_KEPT_PRIORS = 4096
+
+Embed = Callable[[str], Awaitable[Vector]]
+
+
 @dataclass(frozen=True, slots=True)
 class _Mixer:
     spec: MixerSpec
     version: str
+    instructions: Vector | None
 
 
 class Mixing:
-    """Reads each mixer's description once."""
+    """Reads each mixer's description once, and makes every request's prior.
 
-    def __init__(self) -> None:
+    `embed` is the gateway's encoder, `encoder` its id. Where a mixer's instructions were embedded
+    by another, or the encoder is overloaded, the decision's categories stand in.
+    """
+
+    def __init__(self, embed: Embed | None = None, encoder: str = "") -> None:
+        self._embed = embed
+        self._encoder = encoder
         self._known: dict[tuple[str, Path], _Mixer] = {}
+        self._priors: OrderedDict[tuple[str, str], list[float]] = OrderedDict()
 
     async def prepare(
-        self, spec: ExpertSpec, payload: Mapping[str, Any], decision: Decision, tenant: str
+        self,
+        spec: ExpertSpec,
+        payload: Mapping[str, Any],
+        decision: Decision,
+        tenant: str,
+        text: str,
     ) -> dict[str, Any]:
-        """The request as a mixer's engine gets it.
+        """The request as a mixer's engine gets it; `text` is what routing read of it.
 
         Raises:
             ArtefactError: the mixer's description can't be read any longer.
         """
         mixer = await self._read(spec)
-        prior = prior_of(mixer.spec, decision.scores.probabilities)
+        prior = await self._by_instructions(mixer, text)
+        if prior is None:
+            prior = prior_of(mixer.spec, decision.scores.probabilities)
         told = without_internals(payload)
         told["cache_salt"] = salt(tenant, mixer.version, prior)
         if prior is not None:
             told["vllm_xargs"] = {"mixer_prior": prior}
         return told
+
+    async def _by_instructions(self, mixer: _Mixer, text: str) -> list[float] | None:
+        """GLIDER's: the nearness of each expert's instruction to the request."""
+        weight, instructions = mixer.spec.prior, mixer.instructions
+        if weight is None or instructions is None or self._embed is None or not text:
+            return None
+        if mixer.spec.encoder != self._encoder:
+            return None
+        key = (mixer.version, hashlib.sha256(text.encode("utf-8", "replace")).hexdigest())
+        if key not in self._priors:
+            try:
+                query = await self._embed(text)
+            except Retryable:
+                return None
+            found = global_prior(instructions, query, weight)
+            self._priors[key] = [round(float(value), 4) for value in found]
+            while len(self._priors) > _KEPT_PRIORS:
+                self._priors.popitem(last=False)
+        return self._priors[key]
 
     async def _read(self, spec: ExpertSpec) -> _Mixer:
         if spec.adapter is None:
@@ -82,4 +125,4 @@ def without_internals(payload: Mapping[str, Any]) -> dict[str, Any]:
 
 def _load(folder: Path) -> _Mixer:
     spec, _ = read_spec(folder)
-    return _Mixer(spec, mixer_version(folder))
+    return _Mixer(spec, mixer_version(folder), read_instructions(folder, spec))

@@ -8,6 +8,7 @@ from composer.batching import MicroBatcher
 from composer.conditions import ConditionsTracker
 from composer.config import Config
 from composer.dispatch import Dispatcher
+from composer.mixing import Mixing
 from composer.pipeline import Pipeline
 from composer.quick_redis import QuickRedis
 from composer.score_cache import DecisionCache, LocalCache
@@ -86,6 +87,12 @@ async def build(config: Config, redis_url: str) -> AsyncIterator[Parts]:
                 conditions,
                 Sessions(patient, config.sessions),
             ),
-            dispatcher=Dispatcher(keeper, client, conditions, config.limits),
+            dispatcher=Dispatcher(
+                keeper,
+                client,
+                conditions,
+                config.limits,
+                mixing=Mixing(batcher.encode, encoder.id),
+            ),
             recorder=recorder,
         )

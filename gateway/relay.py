@@ -124,7 +124,12 @@ class _Exchange:
         try:
             async with asyncio.timeout(endpoint._timeouts.request_s):
                 self._answer = await endpoint._dispatcher.answer(
-                    self._decision, self._interface, payload, self._request_id, self._key
+                    self._decision,
+                    self._interface,
+                    payload,
+                    self._request_id,
+                    self._key,
+                    self._query.text,
                 )
         except TimeoutError as error:
             self.record("error", 504, error="deadline exceeded")

@@ -1,21 +1,25 @@
 """A mixer behind the gateway: its prior, its cache salt, and what clients may not say."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
+import torch
 
 from composer.admission import admit
-from composer.mixing import prior_of, salt
+from composer.mixing import Mixing, prior_of, salt
 from composer.state import Endpoint
-from experts.errors import InvalidRequest
-from experts.mixer.checkpoint import save_mixture
+from experts.errors import InvalidRequest, Overloaded
+from experts.mixer.checkpoint import load_mixture, save_mixture
 from experts.mixer.mixture import compose
 from experts.mixer.spec import GlobalSpec, MixerSpec
 from experts.registry import index_experts
 from experts.spec import ExpertSpec
+from routers.encoders import load_encoder
+from routers.types import Decision, Ranking, Scores
 from tests.faulty import FaultyServer, faulty_server
 from tests.mixer_parts import save_base, write_adapter
 from tests.small_composition import SENTENCES, Running, gateway_config, small_gateway
@@ -23,6 +27,22 @@ from tests.small_composition import SENTENCES, Running, gateway_config, small_ga
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NAMES = ("greeting", "weather", "elsewhere")
+UNDECIDED = Decision(
+    id="d",
+    composition="auto",
+    version="v",
+    scores=Scores(
+        quality={},
+        probabilities={"greeting": 0.3, "weather": 0.5},
+        category="weather",
+        uncertainty=0.5,
+        similarity=0.5,
+    ),
+    ranking=Ranking((), {}),
+    cache="off",
+    encoder="",
+    route_ms=0.0,
+)
 GREETING, WEATHER = SENTENCES["greeting"], SENTENCES["weather"]
 
 
@@ -128,6 +148,45 @@ async def test_the_prior_decides_only_where_the_router_is_certain() -> None:
     assert prior_of(mixer, {"a": 0.5, "c": 0.5}) == [1.5, 0.0]
     assert prior_of(mixer, {"c": 1.0}) is None
     assert prior_of(spec_of("a", prior=None), {"a": 1.0}) is None
+
+
+async def test_the_prior_comes_from_the_instructions_where_they_are_embedded(
+    mixer: tuple[Path, Path], tmp_path: Path, cache_dir: Path
+) -> None:
+    encoder = load_encoder("onnx", cache_dir, threads=1)
+    known = load_mixture(mixer[0])
+    said = ["Greet the user politely.", "Tell the weather of a place.", "Translate into French."]
+    embedded = replace(
+        known,
+        spec=known.spec.model_copy(update={"encoder": encoder.id}),
+        instructions=torch.from_numpy(encoder.encode(said)),
+    )
+    save_mixture(embedded, tmp_path / "mixer", mixer[1])
+    spec = ExpertSpec(id="mixed", kind="mixer", engine="one", adapter=tmp_path / "mixer")
+    asked: list[str] = []
+
+    async def embed(text: str) -> Any:
+        asked.append(text)
+        return encoder.encode([text])[0]
+
+    async def prior(mixing: Mixing, text: str) -> list[float]:
+        told = await mixing.prepare(spec, {}, UNDECIDED, "tenant", text)
+        found: list[float] = told["vllm_xargs"]["mixer_prior"]
+        return found
+
+    mixing = Mixing(embed, encoder.id)
+    rain = await prior(mixing, "Will it rain in Paris tomorrow?")
+    assert rain[1] == max(rain)
+    french = await prior(mixing, "Please translate this sentence into French.")
+    assert french[2] == max(french)
+    assert await prior(mixing, "Will it rain in Paris tomorrow?") == rain
+    assert len(asked) == 2
+
+    async def overloaded(text: str) -> Any:
+        raise Overloaded("too many texts wait")
+
+    for other in (Mixing(embed, "another encoder"), Mixing(overloaded, encoder.id)):
+        assert await prior(other, "Will it rain in Paris tomorrow?") == [0.3, 0.5, 0.0]
 
 
 async def test_the_salt_tells_tenants_versions_and_priors_apart() -> None:

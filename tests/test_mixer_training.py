@@ -13,6 +13,7 @@ from torch import Tensor
 from composer.cli import main
 from experts.errors import ArtefactError, DataError
 from experts.mixer.checkpoint import load_mixture
+from experts.mixer.instructions import write_instructions
 from experts.mixer.losses import RoutingLoss
 from experts.mixer.mixture import Mixture, compose
 from experts.mixer.spec import GateSpec
@@ -261,15 +262,42 @@ def test_gate_vectors_are_refused_where_an_adapter_has_no_data(
         train_mixer(job)
 
 
+def test_an_instruction_is_written_from_three_examples() -> None:
+    asked: list[str] = []
+
+    def ask(prompt: str) -> str:
+        asked.append(prompt)
+        return "**Instruction:** Name the colour\nthat follows.\n\nMore talk."
+
+    domains = by_domain(examples())
+    found = write_instructions(ask, domains, {"numbers": "Count."})
+    assert found == {"colours": "Name the colour that follows.", "numbers": "Count."}
+    assert len(asked) == 1
+    assert asked[0].count("Input: ") == 3
+    silent = write_instructions(lambda prompt: " \n", domains, {})
+    assert silent["colours"].count("name ") == 3
+
+
 def test_the_command_line_trains_a_mixer_and_explains_it(folder: Path, tmp_path: Path) -> None:
     data = write_examples(tmp_path / "data.jsonl", examples())
     out = tmp_path / "mixer"
     options = ["--base", folder, "--data", data, "--out", out, "--dtype", "float32", "--rank", 2]
-    options += ["--expert-steps", 4, "--router-steps", 4, "--instruction", "numbers=Count."]
+    options += [
+        "--prior",
+        "--expert-steps",
+        4,
+        "--router-steps",
+        4,
+        "--instruction",
+        "numbers=Count.",
+    ]
     run = CliRunner().invoke(main, ["mixer", "train", *map(str, options)])
     assert run.exit_code == 0, run.output
     assert "router: step 4/4" in run.stderr
-    assert load_mixture(out, folder).spec.names == ("colours", "numbers")
+    mixture = load_mixture(out, folder)
+    assert mixture.spec.names == ("colours", "numbers")
+    assert mixture.instructions is not None
+    assert mixture.instructions.shape == (2, 384)
     shown = CliRunner().invoke(main, ["mixer", "show", str(out), "--map"])
     assert "numbers: Count." in shown.stdout
     assert "model.layers.1.self_attn.o_proj" in shown.stdout

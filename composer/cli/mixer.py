@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from composer.cli.options import announce
+from composer.cli.options import announce, load
+
+if TYPE_CHECKING:
+    from experts.mixer.training.job import Embedder
 
 _BARS = " .:-=+*#%@"
 
@@ -90,6 +93,12 @@ def command() -> None:
     help="The paper describes sharper routing, but prints the sign that flattens it.",
 )
 @click.option("--joint", type=float, metavar="BETA", help="Train the experts too, held by BETA.")
+@click.option(
+    "--prior", is_flag=True, help="Also a view of each request, by the experts' instructions."
+)
+@click.option("--gamma", type=float, default=100.0, show_default=True, help="Its weight when sure.")
+@click.option("--threshold", type=float, default=0.8, show_default=True, help="When it is sure.")
+@click.option("--beta", type=float, default=3.0, show_default=True, help="Its weight always.")
 @click.option("--max-tokens", type=click.IntRange(16, 32768), default=512, show_default=True)
 @click.option(
     "--dtype", type=click.Choice(("bfloat16", "float32")), default="bfloat16", show_default=True
@@ -117,7 +126,7 @@ def train(
         --adapter maths=adapters/maths --adapter sql=adapters/sql --router-steps 200
     """
     from experts.mixer.losses import RoutingLoss
-    from experts.mixer.spec import GateSpec
+    from experts.mixer.spec import GateSpec, GlobalSpec
     from experts.mixer.training.job import MixerJob, train_mixer
     from experts.mixer.training.loop import Recipe
 
@@ -139,6 +148,9 @@ def train(
             sign=1 if options["entropy_sign"] == "described" else -1,
         ),
         preserve=options["joint"],
+        prior=GlobalSpec(**{key: options[key] for key in ("gamma", "threshold", "beta")})
+        if options["prior"]
+        else None,
         router_examples=options["router_examples"],
         rank=options["rank"],
         alpha=2.0 * options["rank"],
@@ -146,7 +158,8 @@ def train(
         dtype=options["dtype"],
         threads=options["threads"],
     )
-    trained = train_mixer(job, lambda line: click.echo(line, err=True))
+    embedder = _embedder() if job.prior is not None else None
+    trained = train_mixer(job, lambda line: click.echo(line, err=True), embedder)
     for note in trained.notes:
         click.echo(f"left out {note}", err=True)
     if as_json:
@@ -197,6 +210,16 @@ def export(mixer: Path, base: Path, out: Path, copy: bool) -> None:
 
     version = write_vllm_checkpoint(mixer, base, out, copy=copy)
     announce(f"mixer {version} in {out}")
+
+
+def _embedder() -> "Embedder":
+    """The encoder that the gateway uses too, so that both speak of the same vectors."""
+    from experts.mixer.training.job import Embedder
+    from routers.encoders import load_encoder
+
+    config = load(None)
+    encoder = load_encoder(config.encoder.backend, config.cache_dir)
+    return Embedder(encoder.id, lambda texts: encoder.encode(list(texts)))
 
 
 def _gate(kind: str, top_k: int, top_p: float | None) -> dict[str, Any]:

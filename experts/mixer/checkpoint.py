@@ -14,6 +14,7 @@ from experts.errors import ArtefactError
 from experts.mixer.description import (
     DESCRIPTION,
     FORMAT,
+    INSTRUCTIONS,
     TENSORS,
     Description,
     base_fingerprint,
@@ -36,7 +37,7 @@ def save_mixture(
     spec = mixture.spec.model_copy(
         update={"base": base_fingerprint(base), "base_name": mixture.spec.base_name or base.name}
     )
-    tensors = {key: _compact(tensor) for key, tensor in _tensors(mixture).items()}
+    tensors = {key: _compact(key, tensor) for key, tensor in _tensors(mixture).items()}
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
     digest = _digest(folder / TENSORS)
     description = Description(
@@ -70,7 +71,7 @@ def load_mixture(folder: Path, base: Path | None = None) -> Mixture:
         for key, tensor in tensors.items()
         if key.startswith("gates.")
     }
-    mixture = Mixture(spec, adapters, gates, tensors.get("instructions"))
+    mixture = Mixture(spec, adapters, gates, tensors.get(INSTRUCTIONS))
     _check_gates(folder, mixture)
     return mixture
 
@@ -104,7 +105,7 @@ def _tensors(mixture: Mixture) -> dict[str, Tensor]:
             tensors[f"adapters.{number}.{module}.b"] = b
     tensors |= {f"gates.{name}": gate for name, gate in mixture.gates.items()}
     if mixture.instructions is not None:
-        tensors["instructions"] = mixture.instructions
+        tensors[INSTRUCTIONS] = mixture.instructions
     return tensors
 
 
@@ -135,8 +136,11 @@ def _check_gates(folder: Path, mixture: Mixture) -> None:
             )
 
 
-def _compact(tensor: Tensor) -> Tensor:
-    """In bfloat16 where that loses nothing: adapters are mostly stored so."""
+def _compact(key: str, tensor: Tensor) -> Tensor:
+    """In bfloat16 where that loses nothing: adapters are mostly stored so. Instructions are read
+    where there is no bfloat16."""
+    if key == INSTRUCTIONS:
+        return tensor.contiguous()
     half = tensor.to(torch.bfloat16)
     same = tensor.dtype == torch.float32 and torch.equal(half.float(), tensor)
     return (half if same else tensor).contiguous()

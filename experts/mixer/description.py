@@ -5,7 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
 
 from experts.engines.embedded.adapter_files import read_shapes
 from experts.errors import ArtefactError, SetupError
@@ -14,6 +17,7 @@ from experts.mixer.spec import MixerSpec
 FORMAT = 1
 DESCRIPTION = "mixer.json"
 TENSORS = "mixer.safetensors"
+INSTRUCTIONS = "instructions"
 _MAX_DESCRIPTION_BYTES = 16 << 20
 _GEOMETRY = (
     "architectures",
@@ -114,6 +118,24 @@ def check_mixer(folder: Path, base: Path | None) -> MixerSpec:
         if shapes.get(key) != shape:
             raise missing(folder, key)
     return description.spec
+
+
+def read_instructions(folder: Path, spec: MixerSpec) -> NDArray[np.float32] | None:
+    """Unit vectors (experts, width) of the members' instructions, if the mixer has them.
+
+    Raises:
+        ArtefactError: the file is damaged.
+    """
+    try:
+        with safe_open(folder / TENSORS, framework="numpy") as file:
+            if INSTRUCTIONS not in file.keys():  # noqa: SIM118
+                return None
+            vectors: NDArray[np.float32] = file.get_tensor(INSTRUCTIONS)
+    except (SafetensorError, OSError) as error:
+        raise ArtefactError(f"mixer {folder}: {TENSORS} is missing or damaged: {error}") from error
+    if vectors.ndim != 2 or len(vectors) != len(spec.members):
+        raise missing(folder, INSTRUCTIONS)
+    return vectors
 
 
 def require_base(folder: Path, spec: MixerSpec, base: Path) -> None:

@@ -1,13 +1,16 @@
 """From adapters or labelled data to the folder of a mixer, in one resumable run."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from experts.errors import DataError
 from experts.mixer.checkpoint import save_mixture
+from experts.mixer.instructions import write_instructions
 from experts.mixer.losses import RoutingLoss
 from experts.mixer.mixture import Mixture, compose
 from experts.mixer.spec import ATTENTION, GateSpec, GlobalSpec
@@ -18,6 +21,7 @@ from experts.mixer.training.data import (
     check_learnable,
     check_mixed,
     encode,
+    prompt_ids,
     read_examples,
 )
 from experts.mixer.training.experts import read_experts, train_experts
@@ -27,6 +31,8 @@ from experts.mixer.training.router import RouterTraining, train_router, train_ve
 from experts.mixer.training.tasks import Base, load_base
 
 _SHOWN_PROBLEMS = 5
+_PROMPT_TOKENS = 1500
+_ANSWER_TOKENS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +70,21 @@ class Trained:
     notes: tuple[str, ...]
 
 
-def train_mixer(job: MixerJob, report: Report = lambda line: None) -> Trained:
+@dataclass(frozen=True, slots=True)
+class Embedder:
+    """An encoder handed in from above: its id, and texts to unit vectors (texts, width)."""
+
+    id: str
+    encode: Callable[[Sequence[str]], NDArray[np.float32]]
+
+
+def train_mixer(
+    job: MixerJob, report: Report = lambda line: None, embedder: Embedder | None = None
+) -> Trained:
     """Run the stages that are not done yet; state and experts are kept in the folder `job.out`.
+
+    With a prior, experts without an instruction get one that the base writes from three examples,
+    and `embedder` embeds them all.
 
     Raises:
         DataError: the data can't teach what is asked for.
@@ -91,17 +110,47 @@ def train_mixer(job: MixerJob, report: Report = lambda line: None) -> Trained:
         targets=job.targets,
         report=report,
     )
+    instructions = job.instructions
+    if job.prior is not None:
+        of_experts = {name: domains[name] for name in folders if name in domains}
+        instructions = write_instructions(_asking(base), of_experts, job.instructions)
     mixture = compose(
         read_experts(folders),
         gate=job.gate,
         targets=job.targets,
-        instructions=job.instructions,
+        instructions=instructions,
         prior=job.prior,
     )
+    if job.prior is not None and embedder is not None:
+        mixture = _with_embedded(mixture, embedder)
     mixture = _with_trained_gates(job, base, mixture, domains, report)
     findings = observe(base, mixture, encoded).as_json()
     version = save_mixture(mixture, job.out, job.base, findings)
     return Trained(job.out, version, findings, tuple(problems[:_SHOWN_PROBLEMS]))
+
+
+def _asking(base: Base) -> Callable[[str], str]:
+    """Has the bare base answer a prompt."""
+
+    def ask(prompt: str) -> str:
+        ids = torch.tensor([prompt_ids(base.tokenizer, prompt)[-_PROMPT_TOKENS:]])
+        out = base.model.generate(
+            input_ids=ids.to(base.model.device),
+            max_new_tokens=_ANSWER_TOKENS,
+            do_sample=False,
+            pad_token_id=base.tokenizer.eos_token_id,
+        )
+        text: str = base.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        return text
+
+    return ask
+
+
+def _with_embedded(mixture: Mixture, embedder: Embedder) -> Mixture:
+    texts = [member.instruction or member.name for member in mixture.spec.members]
+    vectors = torch.from_numpy(np.asarray(embedder.encode(texts), np.float32))
+    spec = mixture.spec.model_copy(update={"encoder": embedder.id})
+    return replace(mixture, spec=spec, instructions=vectors)
 
 
 def _with_trained_gates(
