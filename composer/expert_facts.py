@@ -19,13 +19,15 @@ _ALIASES = {"price_in_per_mtok": "price_in", "price_out_per_mtok": "price_out", 
 
 
 def read_expert_facts(path: Path) -> tuple[ExpertSpec, ...]:
-    """Read a YAML or JSON list of experts. An entry without a `kind` is a remote expert.
+    """Read a YAML or JSON list of experts, or a single one; without a `kind`, it is remote.
 
     Raises:
         ConfigError: with file and line where they are known.
     """
     document = read_document(path, key="experts")
-    entries = document.data.get("experts")
+    # One expert may stand alone, as its mapping of fields.
+    alone = [document.data] if "id" in document.data else None
+    entries = alone or document.data.get("experts")
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{path}: a list of experts is expected")
     return tuple(_spec(path, document, i, entry) for i, entry in enumerate(entries))

@@ -18,6 +18,7 @@ from routers.category import (
     NeighbourModel,
     PerceptronModel,
 )
+from routers.kept_rows import KeptRows
 from routers.mapping import Mapping as ExpertMapping
 from routers.neighbourhood import Neighbourhood
 from routers.predictors import (
@@ -58,6 +59,7 @@ class StackSettings(BaseModel):
     kernel_gamma: float = Field(default=1.0, gt=0)
     neighbour_weight: float | None = None
     neighbour_k: int = Field(default=1, ge=1)
+    joined: bool = False
 
 
 class RouterSettings(BaseModel):
@@ -73,6 +75,7 @@ class RouterSettings(BaseModel):
     similar: int = Field(default=1, ge=1)
     projected: bool = False
     text: bool = False
+    kept: bool = False
     stack: StackSettings | None = None
 
 
@@ -100,6 +103,13 @@ def take_apart(router: TwoStepRouter) -> tuple[RouterSettings, dict[str, Array]]
             "text_centre": text.centre,
             "text_scale": text.scale,
         }
+    if router.kept is not None:
+        arrays |= {
+            "kept_embeddings": router.kept.embeddings,
+            "kept_text": router.kept.text_rows,
+            "kept_codes": router.kept.codes,
+            "kept_scores": router.kept.scores,
+        }
     settings = RouterSettings(
         model=model,
         temperature=step.temperature,
@@ -109,6 +119,7 @@ def take_apart(router: TwoStepRouter) -> tuple[RouterSettings, dict[str, Array]]
         similar=step.neighbourhood.k,
         projected=step.neighbourhood.projection is not None,
         text=text is not None,
+        kept=router.kept is not None,
         stack=_stack_apart(stack, arrays) if stack is not None else None,
     )
     return settings, arrays
@@ -145,7 +156,17 @@ def put_together(
     )
     mapping = ExpertMapping(categories, experts, arrays["by_category"], arrays["overall"])
     stack = _stack_together(settings.stack, arrays) if settings.stack is not None else None
-    return TwoStepRouter(step, mapping, text, stack)
+    kept = (
+        KeptRows(
+            arrays["kept_embeddings"],
+            arrays["kept_text"],
+            arrays["kept_codes"],
+            arrays["kept_scores"],
+        )
+        if settings.kept
+        else None
+    )
+    return TwoStepRouter(step, mapping, text, stack, kept)
 
 
 def _model_apart(model: CategoryModel) -> tuple[ModelSettings, dict[str, Array]]:
@@ -183,7 +204,12 @@ def _model_together(
 
 def _stack_apart(stack: Stack, arrays: dict[str, Array]) -> StackSettings:
     arrays["centre"] = stack.centre
-    settings = StackSettings(best=stack.best, margin=stack.margin, map_weight=stack.map_weight)
+    joined = stack.margins is not None and stack.shifts is not None
+    if stack.margins is not None and stack.shifts is not None:
+        arrays |= {"margins": stack.margins, "shifts": stack.shifts}
+    settings = StackSettings(
+        best=stack.best, margin=stack.margin, map_weight=stack.map_weight, joined=joined
+    )
     if stack.linear is not None:
         settings.linear_weight = stack.linear_weight
         arrays |= _coefficients_apart("linear", stack.linear.coefficients)
@@ -234,6 +260,8 @@ def _stack_together(settings: StackSettings, arrays: Mapping[str, Array]) -> Sta
             else None
         ),
         neighbour_weight=settings.neighbour_weight or 0.0,
+        margins=arrays["margins"] if settings.joined else None,
+        shifts=arrays["shifts"] if settings.joined else None,
     )
 
 
@@ -282,9 +310,18 @@ def _shapes(
             "text_centre": (N_FORMAT,),
             "text_scale": (N_FORMAT,),
         }
+    if settings.kept:
+        shapes |= {
+            "kept_embeddings": ("r", dimension),
+            "kept_text": ("r", "f"),
+            "kept_codes": ("r",),
+            "kept_scores": ("r", e),
+        }
     stack = settings.stack
     if stack is not None:
         shapes["centre"] = (e,)
+        if stack.joined:
+            shapes |= {"margins": (e,), "shifts": (c, e)}
         if stack.linear_weight is not None:
             shapes |= _linear_shapes("linear", "d", e, arrays)
         if stack.kernel_weight is not None:
@@ -329,7 +366,9 @@ def _check(
             have == (want if isinstance(want, int) else sizes.setdefault(want, have))
             for want, have in zip(shape, array.shape, strict=True)
         )
-        if not fits or array.size == 0 or not np.isfinite(array).all():
+        # An outcome that is missing is no number, and the only thing that may be none.
+        bad = np.isinf(array) if name == "kept_scores" else ~np.isfinite(array)
+        if not fits or array.size == 0 or bad.any():
             raise UnfitArrays(
                 f"'{name}' has shape {array.shape} or values that don't fit {n_categories} "
                 f"categories, {n_experts} experts and {dimension} dimensions"
@@ -339,6 +378,11 @@ def _check(
         votes.dtype.kind == "i" and votes.min() >= 0 and votes.max() < n_categories
     ):
         raise UnfitArrays("'votes' are no categories")
+    codes = arrays.get("kept_codes")
+    if codes is not None and not (
+        codes.dtype.kind == "i" and codes.min() >= -1 and codes.max() < n_categories
+    ):
+        raise UnfitArrays("'kept_codes' are no categories")
     stack = settings.stack
     if stack is not None and (
         stack.best >= n_experts

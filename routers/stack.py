@@ -7,6 +7,7 @@ every prompt goes to the best single expert.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,8 @@ class Stack:
 
     `centre` (n_experts,) is what an expert scores over all prompts, `best` the index of the best
     single expert. Experts that are expected to be better than it by `margin` or less are held back
-    just behind it.
+    just behind it; `margins` (n_experts,), where there are any, are those of each. `shifts`
+    (n_categories, n_experts) move experts that joined later in each category.
     """
 
     centre: Doubles
@@ -39,14 +41,31 @@ class Stack:
     kernel_weight: float = 0.0
     neighbours: NeighbourPredictor | None = None
     neighbour_weight: float = 0.0
+    margins: Doubles | None = None
+    shifts: Doubles | None = None
 
-    def expected(self, by_category: Doubles, features: Floats) -> Doubles:
+    def expected(
+        self, by_category: Doubles, features: Floats, probabilities: NDArray[np.floating[Any]]
+    ) -> Doubles:
         """Expected scores (n, n_experts) of n prompts.
 
         Args:
             by_category: what the category map expects, (n, n_experts).
             features: (n, d).
+            probabilities: of the categories, (n, n_categories).
         """
+        total = self.combined(by_category, features, self.shift(probabilities))
+        margin = self.margin if self.margins is None else self.margins
+        return bounded(hold_back(total, self.best, margin))
+
+    def shift(self, probabilities: NDArray[np.floating[Any]]) -> Doubles | None:
+        """How far experts are moved on these prompts, (n, n_experts); None: nowhere."""
+        return None if self.shifts is None else np.asarray(probabilities @ self.shifts)
+
+    def combined(
+        self, by_category: Doubles, features: Floats, shift: Doubles | None = None
+    ) -> Doubles:
+        """The weighted sum of all parts, before anybody is held back."""
         total = self.centre + self.map_weight * (by_category - self.centre)
         if self.linear is not None:
             total += self.linear_weight * (self.linear.predict(features) - self.centre)
@@ -54,10 +73,10 @@ class Stack:
             total += self.kernel_weight * (self.kernel.predict(features) - self.centre)
         if self.neighbours is not None:
             total += self.neighbour_weight * (self.neighbours.predict(features) - self.centre)
-        return bounded(hold_back(total, self.best, self.margin))
+        return total if shift is None else total + shift
 
 
-def hold_back(expected: Doubles, best: int, margin: float) -> Doubles:
+def hold_back(expected: Doubles, best: int, margin: float | Doubles) -> Doubles:
     """Put experts that are ahead of `best` by `margin` or less just behind it, in their order."""
     ahead = expected - expected[:, [best]]
     held = (ahead >= 0) & (ahead <= margin)

@@ -23,8 +23,10 @@ from routers.dataset import TaskData
 from routers.discovery import find_categories, grow_labels
 from routers.folds import make_folds
 from routers.intervals import paired_bootstrap
+from routers.kept_rows import keep_rows
 from routers.mapping import fit_mapping
 from routers.stack_training import StackFit, fit_stack
+from routers.text_features import TextFeatures
 from routers.text_training import fit_text_features
 from routers.two_step import TwoStepRouter
 from routers.types import GENERAL
@@ -115,12 +117,25 @@ def train_router(
     """
     options = options or TrainingOptions()
     _check(data, embeddings)
-    auto = options.method == "auto"
-    features, text_features = embeddings, None
-    if auto:
+    text_features, rows = None, np.zeros((len(data.texts), 0), dtype=np.float32)
+    if options.method == "auto":
         progress(f"text features of {len(data.texts)} prompts")
         text_features, rows = fit_text_features(data.texts, options.seed)
-        features = np.hstack([embeddings, rows])
+    return fit_on_features(data, embeddings, rows, text_features, options, progress)
+
+
+def fit_on_features(
+    data: TaskData,
+    embeddings: Floats,
+    text_rows: Floats,
+    text_features: TextFeatures | None,
+    options: TrainingOptions,
+    progress: Progress = lambda _: None,
+) -> tuple[TwoStepRouter, TrainingReport]:
+    """`train_router` from where `text_rows` (n_prompts, t) are known; the texts of `data` only say
+    which prompts are equal."""
+    auto = text_features is not None
+    features = np.hstack([embeddings, text_rows])
     labels = _labels(data, features, options)
     n_folds = options.folds * (2 if len(data.texts) < FEW else 1)
     folds = make_folds(data.texts, labels.codes, n_folds, options.seed)
@@ -160,7 +175,11 @@ def train_router(
             options.seed,
         )
     router = TwoStepRouter(
-        fit.router, mapping, text_features, stacked.stack if stacked is not None else None
+        fit.router,
+        mapping,
+        text_features,
+        stacked.stack if stacked is not None else None,
+        keep_rows(embeddings, text_rows, labels.codes, data.graded, options.seed) if auto else None,
     )
     progress("evaluation: out-of-fold routing")
     report = _report(data, labels, fit, known, options, stacked, by_category, complete, warnings)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.category import CategoryRouter
+from routers.kept_rows import KeptRows
 from routers.mapping import Mapping
 from routers.stack import Stack
 from routers.text_features import TextFeatures
@@ -29,13 +30,14 @@ class TwoStepRouter:
     The category distribution is used whole (soft): the expected score of an expert is its mean over
     the categories, weighted by their probabilities. A `stack` adds what is known of the very
     prompt. A prompt unlike all training prompts, and without a stack any that no category is clear
-    for, is scored by the mapping's overall row.
+    for, is scored by the mapping's overall row. `kept` is for onboarding; routing does without it.
     """
 
     category_router: CategoryRouter
     mapping: Mapping
     text_features: TextFeatures | None = None
     stack: Stack | None = None
+    kept: KeptRows | None = None
 
     @property
     def dimension(self) -> int:
@@ -57,7 +59,9 @@ class TwoStepRouter:
         else:
             expected = self.mapping.expected(prediction.probabilities)
             if self.stack is not None:
-                expected = self.stack.expected(expected[None, :], features[None, :])[0]
+                expected = self.stack.expected(
+                    expected[None, :], features[None, :], prediction.probabilities[None, :]
+                )[0]
         return Scores(
             quality=dict(zip(self.mapping.experts, expected.tolist(), strict=True)),
             probabilities=dict(

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "trainings": ("composer.cli.trainings", "Train on uploaded data: start, follow, cancel."),
     "compositions": ("composer.cli.compositions", "List, import, promote and roll back versions."),
     "eval": ("composer.cli.eval", "Measure routing against baselines."),
+    "onboard": ("composer.cli.onboard", "Let an expert or a category join a router."),
     "plan": ("composer.cli.plan", "Which experts to hold under a budget."),
     "route": ("composer.cli.route", "Ask a running gateway where a prompt would go."),
     "stats": ("composer.cli.stats", "Show requests, latency, cost and feedback."),

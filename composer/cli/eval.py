@@ -112,7 +112,7 @@ def _show(results: dict[str, Any]) -> None:
         console.print(f"\n{line}")
         table = Table(box=None, pad_edge=False, header_style="dim")
         for name in HEAD:
-            table.add_column(name, justify="left" if name == "method" else "right")
+            table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
         for row in text_rows(comparison):
             table.add_row(*row)
         console.print(table)
