@@ -53,7 +53,7 @@ class Played:
         self.manager = ResidencyManager(
             devices,
             experts,
-            policy or Forecast([e.id for e in experts], ForecastSettings(roomy_devices=0)),
+            policy or Forecast([e.id for e in experts], ForecastSettings(most_ready=0)),
             host_bytes=host_bytes,
             **more,  # type: ignore[arg-type]
         )
@@ -77,7 +77,7 @@ def _policy(name: str, experts: list[Expert]) -> Policy:
     if name == "lru":
         return LeastRecentlyUsed()
     rooms = 1 if name == "roomy" else 0
-    return Forecast([e.id for e in experts], ForecastSettings(roomy_devices=rooms))
+    return Forecast([e.id for e in experts], ForecastSettings(most_ready=rooms))
 
 
 @st.composite
@@ -279,13 +279,28 @@ def test_parked_expert_that_is_asked_for_less_is_dropped_when_host_memory_is_ful
     assert Unload("a", "gpu0", Tier.PARKED) in [a for _, a in played.log]
 
 
-def test_room_is_made_before_it_is_needed_when_a_device_should_be_ready() -> None:
-    experts = [expert("a"), expert("b")]
-    policy = Forecast(["a", "b"], ForecastSettings(roomy_devices=1))
-    played = Played([10], experts, policy, resident={"a": "gpu0"})
-    assert played.at(5.0, Ticked()) == [Unload("a", "gpu0", Tier.PARKED)]
-    played.at(5.5, Unloaded("a"))
-    assert played.at(6.0, Arrived(1, "b", GONE)) == [Load("b", "gpu0", Tier.DISK)]
+def test_room_is_made_before_it_is_needed_when_misses_are_likelier_than_a_return() -> None:
+    experts = [expert(name) for name in "abcd"]
+    policy = Forecast("abcd", ForecastSettings(most_ready=1))
+    played = Played([10], experts, policy, parked=["b", "c", "d"])
+    played.at(0.0, Arrived(0, "a", GONE))
+    played.at(4.0, Loaded("a"))
+    played.at(5.0, Ended(0))
+    for i in range(1, 9):
+        played.at(5.0, Arrived(i, "bcd"[i % 3], GONE))
+        played.at(5.0, Ended(i))
+    assert played.at(9.0, Ticked()) == [Unload("a", "gpu0", Tier.PARKED)]
+    played.at(9.5, Unloaded("a"))
+    assert played.at(10.0, Arrived(9, "b", GONE)) == [Load("b", "gpu0", Tier.PARKED)]
+
+
+def test_expert_stays_when_it_is_the_one_that_is_asked_for() -> None:
+    policy = Forecast("ab", ForecastSettings(most_ready=1))
+    played = Played([10], [expert("a"), expert("b")], policy, resident={"a": "gpu0"})
+    for i in range(20):
+        played.at(10.0 * i, Arrived(i, "a", GONE))
+        assert played.at(10.0 * i + 1.0, Ended(i)) == []
+        assert played.at(10.0 * i + 9.0, Ticked()) == []
 
 
 def test_impossible_events_are_refused_without_effect() -> None:

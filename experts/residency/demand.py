@@ -30,21 +30,28 @@ class Demand:
             raise ValueError("0 < fast_s <= slow_s and a weight in [0, 1] are needed")
         self._fast_s, self._slow_s, self._weight = fast_s, slow_s, fast_weight
         self._counts = {expert: _Counts() for expert in experts}
+        self._all = _Counts()
         self._start: float | None = None
 
     def saw(self, expert: str, now: float) -> None:
         """A request for an expert has arrived."""
         if self._start is None:
             self._start = now
-        counts = self._counts[expert]
-        passed = now - counts.at
-        counts.fast = counts.fast * exp(-passed / self._fast_s) + 1.0
-        counts.slow = counts.slow * exp(-passed / self._slow_s) + 1.0
-        counts.at = now
+        for counts in (self._counts[expert], self._all):
+            passed = now - counts.at
+            counts.fast = counts.fast * exp(-passed / self._fast_s) + 1.0
+            counts.slow = counts.slow * exp(-passed / self._slow_s) + 1.0
+            counts.at = now
 
     def rate(self, expert: str, now: float) -> float:
-        """Expected requests per second from now on."""
-        counts = self._counts[expert]
+        """Expected requests per second for an expert from now on."""
+        return self._rate(self._counts[expert], now)
+
+    def total(self, now: float) -> float:
+        """Expected requests per second for all experts: the sum of their rates."""
+        return self._rate(self._all, now)
+
+    def _rate(self, counts: _Counts, now: float) -> float:
         if self._start is None or counts.slow == 0.0:
             return 0.0
         passed = now - counts.at

@@ -29,7 +29,7 @@ class Waiting:
     fallback: bool
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Holding:
     """One expert as of now."""
 
@@ -125,6 +125,10 @@ class Memory:
         return (
             h for h in self.on[device].values() if h.phase is Phase.RESIDENT and not h.expert.pinned
         )
+
+    def away(self) -> Iterator[Holding]:
+        """Experts that are on no device, nor on their way to one."""
+        return (h for h in self.holdings.values() if h.device is None)
 
     def largest_room(self) -> int:
         """Bytes that one expert can have at most, beside the pinned ones."""

@@ -63,9 +63,8 @@ class ForecastSettings:
     tail: float = 1.5
     """Exponent of a load time in what it costs to wait for it: above 1, long waits count more."""
 
-    loss_tail: float = 1.0
-    roomy_devices: int = 2
-    """Devices that are kept ready for any expert, so that it need not wait for one to leave."""
+    most_ready: int = 4
+    """Devices that are kept ready for any expert at most."""
 
 
 CONSIDERED = 8
@@ -113,29 +112,29 @@ class Forecast:
         return None
 
     def make_room(self, memory: Memory, idle: Sequence[str], now: float) -> Switch | None:
-        largest = self._largest_of(memory)
-        ready = sum(1 for device in memory.devices if self._is_roomy(memory, device, largest))
-        if ready >= self.settings.roomy_devices:
+        largest = max((h.expert.resident_bytes for h in memory.away()), default=0)
+        needed = {
+            device: min(largest, memory.room(device)) - memory.free[device]
+            for device in memory.devices
+        }
+        ready = sum(1 for missing in needed.values() if missing <= 0)
+        if ready == len(needed) or ready >= self.settings.most_ready:
             return None
-        best: tuple[float, str, tuple[str, ...]] | None = None
+        misses = self._misses(memory, now)
+        best: tuple[float, Switch] | None = None
         for device in idle:
-            needed = min(largest, memory.room(device)) - memory.free[device]
-            if needed <= 0:
+            if needed[device] <= 0:
                 continue
-            losses = self._losses(memory, device, now)
-            at_rest = {h.id: loss for loss, h in losses if not h.running}
-            ordered = sorted(
-                (h for _, h in losses if not h.running),
-                key=lambda h: (at_rest[h.id] / h.expert.resident_bytes, h.id),
-            )
-            chosen = _enough(ordered, needed)
+            losses = {h: loss for loss, h in self._losses(memory, device, now) if not h.running}
+            ordered = sorted(losses, key=lambda h: (losses[h] / h.expert.resident_bytes, h.id))
+            chosen = _enough(ordered, needed[device])
             if chosen is None:
                 continue
-            victims = tuple(victim.id for victim in chosen)
-            loss = sum(at_rest[victim] for victim in victims)
-            if best is None or loss < best[0]:
-                best = loss, device, victims
-        return Switch(None, best[1], best[2]) if best else None
+            loss = sum(losses[victim] for victim in chosen)
+            gain = misses * max(victim.expert.park_s for victim in chosen) / (ready + 1)
+            if gain > loss and (best is None or loss < best[0]):
+                best = loss, Switch(None, device, tuple(victim.id for victim in chosen))
+        return best[1] if best else None
 
     def drops_for(self, memory: Memory, leaving: Holding, now: float) -> list[str] | None:
         needed = leaving.expert.weight_bytes - memory.host_free
@@ -165,11 +164,10 @@ class Forecast:
         saved = pow(expert.cold_load_s, tail) - pow(expert.load_s, tail)
         return self._demand.rate(holding.id, now) * saved
 
-    def _largest_of(self, memory: Memory) -> int:
-        return max(holding.expert.resident_bytes for holding in memory.holdings.values())
-
-    def _is_roomy(self, memory: Memory, device: str, largest: int) -> bool:
-        return memory.free[device] >= min(largest, memory.room(device))
+    def _misses(self, memory: Memory, now: float) -> float:
+        """Expected requests per second for experts that are on no device."""
+        there = (holding.id for holdings in memory.on.values() for holding in holdings.values())
+        return self._demand.total(now) - sum(self._demand.rate(expert, now) for expert in there)
 
     def _switch(
         self,
@@ -201,7 +199,8 @@ class Forecast:
         return Switch(holding.id, device, victims)
 
     def _losses(self, memory: Memory, device: str, now: float) -> list[tuple[float, Holding]]:
-        """Loss of each expert that may leave a device."""
+        """Loss of each expert that may leave a device: the waiting, in seconds per second, that
+        its absence is expected to cause."""
         return [
             (self._loss(h, now), h)
             for h in memory.open(device)
@@ -209,8 +208,7 @@ class Forecast:
         ]
 
     def _loss(self, holding: Holding, now: float) -> float:
-        rate = self._demand.rate(holding.id, now)
-        return rate * self.settings.horizon_s * pow(holding.expert.load_s, self.settings.loss_tail)
+        return self._demand.rate(holding.id, now) * holding.expert.load_s
 
     def _victims(
         self,
@@ -226,7 +224,7 @@ class Forecast:
 
         def cost(entry: tuple[float, Holding]) -> float:
             loss, victim = entry
-            return loss + n * self._delay(victim)
+            return loss * self.settings.horizon_s + n * self._delay(victim)
 
         ordered = sorted(losses, key=lambda e: (cost(e) / e[1].expert.resident_bytes, e[1].id))
         chosen = _enough([victim for _, victim in ordered], needed)
@@ -234,7 +232,8 @@ class Forecast:
             return None
         delay = max((self._delay(victim) for victim in chosen), default=0.0)
         names = tuple(victim.id for victim in chosen)
-        return sum(loss for loss, victim in losses if victim.id in names), delay, names
+        loss = sum(loss for loss, victim in losses if victim.id in names)
+        return loss * self.settings.horizon_s, delay, names
 
     def _delay(self, victim: Holding) -> float:
         return victim.expert.park_s + (self.settings.service_s if victim.running else 0.0)
