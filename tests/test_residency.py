@@ -302,6 +302,24 @@ def test_expert_stays_when_it_is_the_one_that_is_asked_for() -> None:
         assert played.at(10.0 * i + 9.0, Ticked()) == []
 
 
+def test_times_of_moves_are_learnt_when_they_are_not_as_declared() -> None:
+    played = Played([10], [expert("a"), expert("b")])
+    played.at(0.0, Arrived(1, "a", GONE))
+    played.at(14.0, Loaded("a"))
+    played.at(14.5, Ended(1))
+    assert played.manager.memory.holdings["a"].expert.cold_load_s == pytest.approx(7.0)
+    played.at(30.0, Arrived(2, "b", GONE))
+    played.at(33.5, Unloaded("a"))
+    assert played.manager.memory.holdings["a"].expert.park_s == pytest.approx(1.4)
+    played.at(40.0, Loaded("b"))
+    played.at(40.0, Ended(2))
+    played.at(50.0, Arrived(3, "a", 56.0))
+    # Parked, it could be there in time; and it is known how long that takes at last.
+    played.at(51.0, Unloaded("b"))
+    played.at(55.0, Loaded("a"))
+    assert played.manager.memory.holdings["a"].expert.load_s == pytest.approx(1.9)
+
+
 def test_impossible_events_are_refused_without_effect() -> None:
     played = Played([10], [expert("a")])
     played.manager.step(1.0, Ticked())

@@ -216,7 +216,7 @@ devices: [{name: gpu0, budget_gb: 24}]
 host_gb: 64
 link_gb_s: 10
 experts:
-  - {id: maths, weights_gb: 14, load_s: 2.5}
+  - {id: maths, weights_gb: 14, load_s: 2.5, serves: [algebra]}
   - {id: code, weights_gb: 7, kv_gb: 1}
 """
 
@@ -260,7 +260,9 @@ def test_command_compares_policies_over_seeds() -> None:
 def test_command_replays_a_recorded_log_on_a_given_fleet(tmp_path: Path) -> None:
     log, fleet = tmp_path / "decisions.jsonl", tmp_path / "fleet.yaml"
     fleet.write_text(FLEET)
-    log.write_text("\n".join(decision(i, "maths" if i % 3 else "code", 500.0) for i in range(100)))
+    log.write_text(
+        "\n".join(decision(i, ("maths", "algebra", "code")[i % 3], 500.0) for i in range(100))
+    )
     result = CliRunner().invoke(main, ["simulate", str(log), "--fleet", str(fleet), "--json"])
     assert result.exit_code == 0, result.output
     (found,) = json.loads(result.stdout)["results"]

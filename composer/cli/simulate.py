@@ -91,8 +91,15 @@ def command(
     from composer.cli.tables import print_table
     from eval.simulate import report
     from eval.simulate.fleet import default_fleet, read_fleet
-    from eval.simulate.study import compare, summarise, typical_cache
     from eval.simulate.traces import generate, read_decisions
+    from experts.errors import SetupError
+
+    try:
+        from eval.simulate.study import compare, summarise, typical_cache
+    except ImportError as error:
+        raise SetupError(
+            f"simulations need {error.name}: pip install 'expert-composer[train]'"
+        ) from error
 
     if trace is not None and generators:
         raise click.UsageError("give either TRACE or --generator")

@@ -1,7 +1,7 @@
 """Simulated hardware: devices with budgets, and experts with sizes and load times."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class Fleet:
     devices: tuple[Device, ...]
     experts: tuple[Expert, ...]
     host_bytes: int
+    bases: Mapping[str, str] = field(default_factory=dict)
+    """Adapter, mixer or prompt -> the expert whose weights it stands on."""
 
     @property
     def capacity(self) -> int:
@@ -55,6 +57,7 @@ class _ExpertEntry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: str = Field(min_length=1, max_length=128)
+    serves: list[str] = Field(default=[], max_length=5000)
     weights_gb: float = Field(gt=0)
     kv_gb: float | None = Field(default=None, ge=0)
     load_s: float | None = Field(default=None, ge=0)
@@ -63,7 +66,8 @@ class _ExpertEntry(BaseModel):
 
 
 class _FleetFile(BaseModel):
-    """Times that are not given are bytes over bandwidth."""
+    """Times that are not given are bytes over bandwidth. `serves` are adapters, mixers and prompts
+    that stand on an expert, and need its weights alone."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -105,7 +109,7 @@ def read_fleet(path: Path) -> Fleet:
         raise DataError(f"{path}: {place or 'the file'}: {first['msg']}") from error
     for what, names in (
         ("device", [d.name for d in file.devices]),
-        ("expert", [e.id for e in file.experts]),
+        ("expert", [name for e in file.experts for name in (e.id, *e.serves)]),
     ):
         if len(set(names)) < len(names):
             raise DataError(f"{path}: two {what}s have the same name")
@@ -117,6 +121,7 @@ def _fleet(file: _FleetFile) -> Fleet:
         devices=tuple(Device(d.name, round(d.budget_gb * GB)) for d in file.devices),
         experts=tuple(_expert(entry, file) for entry in file.experts),
         host_bytes=round(file.host_gb * GB),
+        bases={name: entry.id for entry in file.experts for name in entry.serves},
     )
 
 

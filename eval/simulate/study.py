@@ -121,6 +121,7 @@ def compare(fleet: Fleet, trace: Trace, policies: Sequence[str], *, deadline_s: 
     Raises:
         DataError: the trace asks for experts that the fleet doesn't have.
     """
+    trace = replace(trace, experts=tuple(fleet.bases.get(e, e) for e in trace.experts))
     unknown = set(trace.experts) - {expert.id for expert in fleet.experts}
     if unknown:
         raise DataError(f"the fleet has no expert '{min(unknown)}', which the trace asks for")

@@ -99,7 +99,7 @@ class ResidencyManager:
                 self._load_failed(expert)
             case Unloaded(expert):
                 self._on_a_move(expert, Phase.UNLOADING)
-                self.memory.end_unload(expert)
+                self.memory.end_unload(expert, self._now)
             case Ticked():
                 pass
 
@@ -129,7 +129,7 @@ class ResidencyManager:
             raise ValueError(f"request {request} is not known, or over already")
         holding = self.memory.holdings[expert]
         if request in holding.running:
-            holding.running.remove(request)
+            self._policy.served(expert, self._now - holding.running.pop(request))
             holding.last_used = self._now
         else:
             self._forget(holding, request)
@@ -159,7 +159,7 @@ class ResidencyManager:
         del self._switches[holding.device]
 
     def _dispatch(self, holding: Holding, request: int) -> None:
-        holding.running.add(request)
+        holding.running[request] = self._now
         holding.last_used = self._now
         self._actions.append(Dispatch(request, holding.id))
 
@@ -285,7 +285,7 @@ class ResidencyManager:
                 self.memory.drop(expert)
                 self._actions.append(Drop(expert))
             to = Tier.DISK if drops is None else Tier.PARKED
-        device = self.memory.begin_unload(victim.id, to)
+        device = self.memory.begin_unload(victim.id, to, self._now)
         self._actions.append(Unload(victim.id, device, to))
 
     def _wake_at(self) -> float | None:

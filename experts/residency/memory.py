@@ -1,10 +1,13 @@
 """What is where: the tiers' books, in which no budget can be overdrawn."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from experts.residency.types import Device, Expert, Tier
+
+LEARNING = 0.3
+"""Weight of the last time that a move took against what was known of it."""
 
 
 class Phase(StrEnum):
@@ -43,9 +46,11 @@ class Holding:
     """Where its present unload leads."""
 
     resident_since: float = 0.0
-    load_began: float = 0.0
+    move_began: float = 0.0
     last_used: float = float("-inf")
-    running: set[int] = field(default_factory=set)
+    running: dict[int, float] = field(default_factory=dict)
+    """Requests that it answers, and since when."""
+
     waiting: dict[int, Waiting] = field(default_factory=dict)
     arrivals_sum: float = 0.0
     """Of the waiting requests' times of arrival."""
@@ -80,8 +85,9 @@ class Holding:
 class Memory:
     """Experts on devices and in host memory.
 
-    Bytes are booked when a move begins and given back when it has ended, so that a load from host
-    memory counts in both tiers, and a budget holds at every moment.
+    The times of moves in the experts' records are corrected by those that are observed. Bytes are
+    booked when a move begins and given back when it has ended, so that a load from host memory
+    counts in both tiers, and a budget holds at every moment.
     """
 
     def __init__(
@@ -140,8 +146,11 @@ class Memory:
 
     def place(self, expert: str, device: str) -> None:
         """It is resident already: adopted, or loaded before the clock started."""
+        holding = self.holdings[expert]
+        known = holding.expert
         self.begin_load(expert, device, 0.0)
         self.end_load(expert, 0.0)
+        holding.expert = known
 
     def park(self, expert: str) -> None:
         """It is parked already."""
@@ -158,15 +167,21 @@ class Memory:
                 raise RuntimeError(f"'{expert}' does not fit into what is free on {device}")
             self.free[device] -= holding.expert.resident_bytes
         holding.origin = holding.tier
-        holding.phase, holding.device, holding.load_began = Phase.LOADING, device, now
+        holding.phase, holding.device, holding.move_began = Phase.LOADING, device, now
         self.on[device][expert] = holding
         return holding.origin
 
     def end_load(self, expert: str, now: float) -> None:
         holding = self.holdings[expert]
         self._expect(holding, Phase.LOADING)
+        took = now - holding.move_began
         if holding.origin is Tier.PARKED:
             self._give_host(holding)
+            load_s = _learnt(holding.expert.load_s, took)
+            holding.expert = replace(holding.expert, load_s=load_s)
+        else:
+            cold_load_s = _learnt(holding.expert.cold_load_s, took)
+            holding.expert = replace(holding.expert, cold_load_s=cold_load_s)
         holding.phase, holding.resident_since, holding.failures = Phase.RESIDENT, now, 0
         holding.last_used = now
 
@@ -193,21 +208,23 @@ class Memory:
         self._expect(holding, Phase.CLOSING)
         holding.phase = Phase.RESIDENT
 
-    def begin_unload(self, expert: str, to: Tier) -> str:
+    def begin_unload(self, expert: str, to: Tier, now: float) -> str:
         holding = self.holdings[expert]
         self._expect(holding, Phase.CLOSING)
         if holding.running or holding.device is None:
             raise RuntimeError(f"'{expert}' still works")
         if to is Tier.PARKED:
             self._take_host(holding)
-        holding.phase, holding.to = Phase.UNLOADING, to
+        holding.phase, holding.to, holding.move_began = Phase.UNLOADING, to, now
         return holding.device
 
-    def end_unload(self, expert: str) -> None:
+    def end_unload(self, expert: str, now: float) -> None:
         holding = self.holdings[expert]
         self._expect(holding, Phase.UNLOADING)
         self._leave_device(holding)
         if holding.to is Tier.PARKED:
+            park_s = _learnt(holding.expert.park_s, now - holding.move_began)
+            holding.expert = replace(holding.expert, park_s=park_s)
             holding.phase = Phase.PARKED
             self.parked[expert] = holding
         else:
@@ -243,3 +260,7 @@ class Memory:
     def _expect(holding: Holding, *phases: Phase) -> None:
         if holding.phase not in phases:
             raise RuntimeError(f"'{holding.id}' is {holding.phase}, not {' or '.join(phases)}")
+
+
+def _learnt(known: float, measured: float) -> float:
+    return known + LEARNING * (measured - known)

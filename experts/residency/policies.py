@@ -25,6 +25,9 @@ class Policy(Protocol):
     def saw(self, expert: str, now: float) -> None:
         """A request for an expert has arrived."""
 
+    def served(self, expert: str, seconds: float) -> None:
+        """An answer of an expert has taken so long."""
+
     def next_switch(
         self, memory: Memory, candidates: Sequence[Holding], idle: Sequence[str], now: float
     ) -> Switch | None:
@@ -62,7 +65,7 @@ class ForecastSettings:
     """After so long a wait a request counts double in the order of loads."""
 
     service_s: float = 2.0
-    """Guess of how long a busy expert takes to finish once nothing new is sent to it."""
+    """How long an answer takes, as long as nothing is known of an expert's answers."""
 
     tail: float = 2.0
     """Exponent of a load time in what it costs to wait for it: above 1, long waits count more."""
@@ -73,6 +76,9 @@ class ForecastSettings:
 
 _Losses = list[tuple[float, Holding]]
 """Those that may leave a device, and the waiting each one's absence would cause a second."""
+
+SERVICE_LEARNING = 0.1
+"""Weight of the last answer's time against those before."""
 
 CONSIDERED = 8
 """Waiting groups that are looked at in one choice, so that it takes bounded time."""
@@ -102,9 +108,14 @@ class Forecast:
             slow_s=self.settings.slow_s,
             fast_weight=self.settings.fast_weight,
         )
+        self._service_s: dict[str, float] = {}
 
     def saw(self, expert: str, now: float) -> None:
         self._demand.saw(expert, now)
+
+    def served(self, expert: str, seconds: float) -> None:
+        known = self._service_s.get(expert, self.settings.service_s)
+        self._service_s[expert] = known + SERVICE_LEARNING * (seconds - known)
 
     def dwell(self, holding: Holding) -> float:
         """Seconds that an expert stays at least, from when it became resident."""
@@ -248,7 +259,10 @@ class Forecast:
         return loss * horizon + n * delay, tuple(victim.id for victim in chosen)
 
     def _delay(self, victim: Holding) -> float:
-        return victim.expert.park_s + (self.settings.service_s if victim.running else 0.0)
+        """Guess of how long it takes to leave: what runs now is taken for a whole answer, which is
+        exact for times without memory and allows for the last of several otherwise."""
+        seconds = self._service_s.get(victim.id, self.settings.service_s)
+        return victim.expert.park_s + (seconds if victim.running else 0.0)
 
 
 class LeastRecentlyUsed:
@@ -258,6 +272,9 @@ class LeastRecentlyUsed:
 
     def saw(self, expert: str, now: float) -> None:
         """Recency is all it knows, and the manager keeps that."""
+
+    def served(self, expert: str, seconds: float) -> None:
+        """Nor does it matter to it how long answers take."""
 
     def next_switch(
         self, memory: Memory, candidates: Sequence[Holding], idle: Sequence[str], now: float
