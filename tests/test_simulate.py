@@ -93,6 +93,12 @@ def test_simulated_hosts_books_agree_with_the_managers(policy: str) -> None:
     assert len(audit.loads) == len(run.load_times)
     assert (run.waited_s >= 0).all()
     assert not run.waited_s[run.hit].any()
+    if policy == "forecast":
+        # Nobody leaves before the dwell time, so loads are bounded by the length of the trace.
+        load_s = {expert.id: expert.load_s for expert in fleet.experts}
+        assert all(stay >= 0.5 * load_s[name] - 1e-6 for name, stay in audit.stays)
+        for name, loads in Counter(name for _, name in audit.loads).items():
+            assert loads <= 1 + run.end / (1.5 * load_s[name])
 
 
 def test_run_is_the_same_when_it_is_repeated() -> None:
