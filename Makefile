@@ -27,8 +27,8 @@ export COMPOSER_DATA
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup providers setup-vllm run test test-vllm lint types imports bench demo-data \
-	demo-adapters demo-scores demo-adapters-report demo-train api-docs clean
+.PHONY: help setup providers setup-vllm run test test-vllm lint types imports bench bench-mixer eval-mixer eval-mixer-smoke \
+	demo-data demo-adapters demo-scores demo-adapters-report demo-train api-docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -81,6 +81,15 @@ test-vllm: setup setup-vllm ## mixers inside vLLM against the reference (minutes
 	@$(BIN)/coe setup
 	@COMPOSER_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python \
 		$(BIN)/python -m pytest tests/test_mixer_vllm.py $(ARGS)
+
+bench-mixer: setup setup-vllm ## a mixer's speed inside vLLM beside the base and one adapter
+	@$(BIN)/python -m eval.mixer.bench --python $(VLLM)/bin/python $(ARGS)
+
+eval-mixer: setup ## mixers beside their alternatives on real tasks (COMPOSER_DATA); hours
+	@$(BIN)/python -m eval.mixer $(ARGS)
+
+eval-mixer-smoke: setup ## the same on three tiny tasks; minutes
+	@$(BIN)/python -m eval.mixer --smoke $(ARGS)
 
 lint: setup ## ruff: style and format
 	@$(BIN)/ruff check .

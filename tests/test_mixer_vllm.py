@@ -136,7 +136,9 @@ async def test_prefixes_from_the_cache_are_right_when_salted_by_the_prior_and_wr
     """Why the gateway sets `cache_salt`: vLLM's own hash of a block knows nothing of a prior."""
     first, second = PRIORS[1], PRIORS[3]
     mixed_up = 0
-    async with aiohttp.ClientSession(server.url) as session:
+    # The server closes connections that rest while the reference is computed.
+    connector = aiohttp.TCPConnector(force_close=True)
+    async with aiohttp.ClientSession(server.url, connector=connector) as session:
         before = figure(await metrics_of(session), "vllm:prefix_cache_hits_total")
         for text in PROMPTS[:4]:
             repeated = " ".join([text] * 8)
