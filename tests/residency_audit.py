@@ -15,6 +15,7 @@ from experts.residency import (
     Load,
     Loaded,
     LoadFailed,
+    Lost,
     Refuse,
     Tier,
     Unload,
@@ -71,6 +72,14 @@ class Audit:
                 if self.unloading.pop(expert) is Tier.PARKED:
                     self.parked.add(expert)
                 self.on[self.device_of(expert)].remove(expert)
+
+            case Lost(expert):
+                self.unloading.pop(expert, None)
+                self.resident.pop(expert, None)
+                self.parked.discard(expert)
+                for there in self.on.values():
+                    there.discard(expert)
+                self.running = {r: e for r, e in self.running.items() if e != expert}
 
     def _action(self, now: float, action: Action) -> None:
         match action:

@@ -19,6 +19,7 @@ from experts.residency import (
     Load,
     Loaded,
     LoadFailed,
+    Lost,
     Refuse,
     ResidencyManager,
     Ticked,
@@ -135,7 +136,9 @@ def _possible(audit: Audit, experts: list[Expert], n: int, now: float) -> list[E
     events += [Ended(request) for request in (*audit.running, *audit.waiting)]
     for name in audit.loading:
         events += [Loaded(name), LoadFailed(name)]
-    return [*events, *(Unloaded(name) for name in audit.unloading)]
+    events += [Unloaded(name) for name in audit.unloading]
+    alive = {*audit.resident, *audit.unloading, *audit.parked} - set(audit.loading)
+    return [*events, *(Lost(name) for name in sorted(alive))]
 
 
 def test_waiting_requests_go_together_when_their_expert_is_loaded() -> None:
@@ -253,6 +256,16 @@ def test_load_is_tried_again_later_and_later_when_it_fails() -> None:
         pauses.append(now - failed)
     assert pauses == [1.0, 2.0, 4.0, 8.0]
     assert played.at(now, Loaded("a")) == [Dispatch(1, "a")]
+
+
+def test_expert_is_loaded_again_for_those_who_wait_when_its_process_has_died() -> None:
+    played = Played([10], [expert("a"), expert("b")], resident={"a": "gpu0"})
+    played.at(1.0, Arrived(1, "a", GONE))
+    assert played.at(2.0, Lost("a")) == []
+    with pytest.raises(ValueError, match="request 1 is not known"):
+        played.manager.step(2.0, Ended(1))
+    assert played.at(2.5, Arrived(2, "a", GONE)) == []
+    assert played.at(3.0, Ticked()) == [Load("a", "gpu0", Tier.DISK)]
 
 
 def test_pinned_experts_are_loaded_at_the_start_where_there_is_room() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from eval.simulate.consistency import SEGMENT
 from eval.simulate.study import BASELINE, CONFIDENCE, Interval, Summary
 
-FIGURES = ("trace", "policy", "hits", "to bound", "loads", "disk", "mean s", "p99 s", "refused")
+FIGURES = ("trace", "policy", "hits", "to bound", "loads", "mean s", "p99 s", "refused", "per s")
 DIFFERENCES = ("trace", "policy", "mean wait less LRU's, s", "p99 wait less LRU's, s")
 
 
@@ -20,10 +20,10 @@ def figures(summaries: Sequence[Summary]) -> list[Sequence[str]]:
             f"{found.hit_rate:.3f}",
             f"{summary.bound_distance[policy]:.3f}",
             f"{found.loads:,.0f}",
-            f"{found.cold_loads:,.0f}",
             f"{found.wait_mean:.3f}",
             f"{found.wait_p99:.2f}",
             f"{found.refused:.1f}",
+            f"{found.throughput:.2f}",
         )
         for summary in summaries
         for policy, found in summary.figures.items()
@@ -52,7 +52,7 @@ def notes(summaries: Sequence[Summary], cache: int) -> list[str]:
         f"go to their {cache} most asked experts"
         for summary in summaries
     ]
-    lines.append("disk: loads that came from disk; the others came from host memory")
+    lines.append("mean s, p99 s: waits for an expert to be in memory; per s: answers")
     if any(summary.against_lru for summary in summaries):
         lines.append(f"differences are paired by seed, with {CONFIDENCE:.0%} confidence intervals")
     return lines

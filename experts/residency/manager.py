@@ -21,6 +21,7 @@ from experts.residency.types import (
     Load,
     Loaded,
     LoadFailed,
+    Lost,
     Refuse,
     Step,
     Ticked,
@@ -100,6 +101,8 @@ class ResidencyManager:
             case Unloaded(expert):
                 self._on_a_move(expert, Phase.UNLOADING)
                 self.memory.end_unload(expert, self._now)
+            case Lost(expert):
+                self._lost(expert)
             case Ticked():
                 pass
 
@@ -143,10 +146,23 @@ class ResidencyManager:
     def _load_failed(self, expert: str) -> None:
         holding = self._on_a_move(expert, Phase.LOADING)
         self._done_on(holding)
-        pause = min(FIRST_RETRY_S * 2.0**holding.failures, LAST_RETRY_S)
-        self.memory.fail_load(expert, self._now, self._now + pause)
+        self.memory.fail_load(expert, self._retry_at(holding))
         if holding.expert.pinned:
             self._pinned.append(expert)
+
+    def _lost(self, expert: str) -> None:
+        holding = self.memory.holdings.get(expert)
+        if holding is None or holding.phase in (Phase.DISK, Phase.LOADING):
+            raise ValueError(f"'{expert}' has no process that could be lost")
+        for request in holding.running:
+            del self._expert_of[request]
+        self.memory.lose(expert, self._retry_at(holding))
+        if holding.expert.pinned:
+            self._pinned.append(expert)
+
+    def _retry_at(self, holding: Holding) -> float:
+        pause = FIRST_RETRY_S * 2.0 ** min(holding.failures, 10)
+        return self._now + min(pause, LAST_RETRY_S)
 
     def _on_a_move(self, expert: str, phase: Phase) -> Holding:
         holding = self.memory.holdings.get(expert)

@@ -185,7 +185,7 @@ class Memory:
         holding.phase, holding.resident_since, holding.failures = Phase.RESIDENT, now, 0
         holding.last_used = now
 
-    def fail_load(self, expert: str, now: float, retry_at: float) -> None:
+    def fail_load(self, expert: str, retry_at: float) -> None:
         holding = self.holdings[expert]
         self._expect(holding, Phase.LOADING)
         if holding.origin is Tier.PARKED:
@@ -235,6 +235,21 @@ class Memory:
         self._expect(holding, Phase.PARKED)
         self._give_host(holding)
         holding.phase = Phase.DISK
+
+    def lose(self, expert: str, retry_at: float) -> None:
+        """Its process has died, wherever it was."""
+        holding = self.holdings[expert]
+        self._expect(holding, Phase.RESIDENT, Phase.CLOSING, Phase.UNLOADING, Phase.PARKED)
+        if holding.phase is Phase.PARKED:
+            self._give_host(holding)
+        else:
+            if holding.phase is Phase.UNLOADING and holding.to is Tier.PARKED:
+                self.host_free += holding.expert.weight_bytes
+            self._leave_device(holding)
+        holding.running.clear()
+        holding.phase = Phase.DISK
+        holding.failures += 1
+        holding.retry_at = retry_at
 
     def tiers(self) -> Mapping[str, Tier]:
         """The tier of every expert."""

@@ -103,11 +103,19 @@ class Unloaded:
 
 
 @dataclass(frozen=True, slots=True)
+class Lost:
+    """The process of a resident, leaving or parked expert has died. Its bytes are free, and what it
+    was answering is over: no `Ended` or `Unloaded` follows."""
+
+    expert: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ticked:
     """Time has passed, and nothing else happened."""
 
 
-Event = Arrived | Ended | Loaded | LoadFailed | Unloaded | Ticked
+Event = Arrived | Ended | Loaded | LoadFailed | Unloaded | Lost | Ticked
 
 
 @dataclass(frozen=True, slots=True)
