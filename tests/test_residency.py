@@ -166,6 +166,17 @@ def test_busy_expert_finishes_before_it_leaves_when_another_needs_its_memory() -
     assert played.at(25.5, Unloaded("a")) == [Load("b", "gpu0", Tier.DISK)]
 
 
+def test_switch_goes_on_when_one_that_left_has_come_back_on_another_device() -> None:
+    experts = [expert("a"), expert("b"), expert("large", 20)]
+    played = Played([20, 10], experts, resident={"a": "gpu0", "b": "gpu0"})
+    played.at(10.0, Arrived(1, "b", GONE))
+    assert played.at(20.0, Arrived(2, "large", GONE)) == [Unload("a", "gpu0", Tier.PARKED)]
+    played.at(20.5, Unloaded("a"))
+    assert played.at(21.0, Arrived(3, "a", GONE)) == [Load("a", "gpu1", Tier.PARKED)]
+    assert played.at(22.0, Ended(1)) == [Unload("b", "gpu0", Tier.PARKED)]
+    assert played.at(22.5, Unloaded("b")) == [Load("large", "gpu0", Tier.DISK)]
+
+
 def test_victim_stays_and_serves_when_nobody_waits_for_its_memory_any_more() -> None:
     played = Played([10], [expert("a"), expert("b")], resident={"a": "gpu0"})
     played.at(10.0, Arrived(1, "a", GONE))
