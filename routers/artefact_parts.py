@@ -224,6 +224,8 @@ def _stack_apart(stack: Stack, arrays: dict[str, Array]) -> StackSettings:
         if stack.neighbours.neighbourhood.projection is not None:
             arrays["neighbour_projection"] = stack.neighbours.neighbourhood.projection
         arrays["neighbour_scores"] = stack.neighbours.scores
+        if stack.neighbours.spread is not None:
+            arrays["neighbour_spread"] = stack.neighbours.spread
     return settings
 
 
@@ -255,6 +257,7 @@ def _stack_together(settings: StackSettings, arrays: Mapping[str, Array]) -> Sta
                     arrays["neighbours"], arrays["neighbour_projection"], settings.neighbour_k
                 ),
                 arrays["neighbour_scores"],
+                arrays.get("neighbour_spread"),
             )
             if settings.neighbour_weight is not None
             else None
@@ -330,7 +333,10 @@ def _shapes(
         if stack.neighbour_weight is not None:
             shapes["neighbours"] = ("n", "q")
             shapes["neighbour_projection"] = ("d", "q")
-            shapes["neighbour_scores"] = ("n", e)
+            spread = "neighbour_spread" in arrays
+            shapes["neighbour_scores"] = ("n", "s" if spread else e)
+            if spread:
+                shapes["neighbour_spread"] = ("s", e)
     return shapes
 
 

@@ -31,7 +31,7 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
-MAX_FITTED = 12_000
+MAX_FITTED = 8000
 """More labelled prompts than this add time, not accuracy."""
 
 MAX_VOTERS = 4096

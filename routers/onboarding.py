@@ -16,7 +16,7 @@ from experts.errors import DataError
 from routers.dataset import TaskData
 from routers.kept_rows import keys_of
 from routers.mapping import Mapping
-from routers.predictors import Coefficients
+from routers.predictors import Coefficients, NeighbourPredictor
 from routers.stack import Stack
 from routers.training import Progress, TrainingOptions, TrainingReport, fit_on_features
 from routers.two_step import TwoStepRouter
@@ -195,8 +195,7 @@ def _stack_with(stack: Stack, newcomer: Newcomer) -> Stack:
     if kernel is not None:
         kernel = replace(kernel, coefficients=_wider(kernel.coefficients, mixture, offset))
     if neighbours is not None:
-        column = (neighbours.scores @ mixture + offset).astype(np.float32)
-        neighbours = replace(neighbours, scores=np.column_stack([neighbours.scores, column]))
+        neighbours = _more_neighbours(neighbours, mixture, offset)
     return replace(
         stack,
         centre=centre,
@@ -207,6 +206,17 @@ def _stack_with(stack: Stack, newcomer: Newcomer) -> Stack:
         kernel=kernel,
         neighbours=neighbours,
     )
+
+
+def _more_neighbours(
+    neighbours: NeighbourPredictor, mixture: Doubles, offset: float
+) -> NeighbourPredictor:
+    if neighbours.spread is not None:
+        # An offset is no direction of the factored scores: the column goes without it.
+        column = (neighbours.spread @ mixture).astype(np.float32)
+        return replace(neighbours, spread=np.column_stack([neighbours.spread, column]))
+    column = (neighbours.scores @ mixture + offset).astype(np.float32)
+    return replace(neighbours, scores=np.column_stack([neighbours.scores, column]))
 
 
 def _wider(coefficients: Coefficients, mixture: Doubles, offset: float) -> Coefficients:

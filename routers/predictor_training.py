@@ -131,13 +131,18 @@ def _coefficients(weights: Doubles, intercepts: Doubles) -> Coefficients:
     """As single precision, and factored where there are many experts."""
     if weights.shape[1] <= MAX_WHOLE:
         return Coefficients(weights.astype(np.float32), intercepts.astype(np.float32))
-    values, vectors = np.linalg.eigh(weights @ weights.T)
-    directions = vectors[:, np.argsort(-values)[:RANK]]
+    directions = _main_directions(weights @ weights.T)
     return Coefficients(
         np.ascontiguousarray(directions, dtype=np.float32),
         intercepts.astype(np.float32),
         np.ascontiguousarray(directions.T @ weights, dtype=np.float32),
     )
+
+
+def _main_directions(gram: Doubles) -> Doubles:
+    """Eigenvectors of the largest eigenvalues, (n, RANK)."""
+    _, vectors = np.linalg.eigh(gram)
+    return np.ascontiguousarray(vectors[:, ::-1][:, :RANK])
 
 
 class LinearFamily:
@@ -233,7 +238,11 @@ class NeighbourFamily:
             start = k
 
     def fit(self, setting: str) -> NeighbourPredictor:
-        return NeighbourPredictor(
-            replace(self._neighbourhood, k=min(int(setting.split()[1]), len(self._anchors))),
-            np.ascontiguousarray(self._scores[self._anchors], dtype=np.float32),
+        neighbourhood = replace(
+            self._neighbourhood, k=min(int(setting.split()[1]), len(self._anchors))
         )
+        scores = np.ascontiguousarray(self._scores[self._anchors], dtype=np.float32)
+        if scores.shape[1] <= MAX_WHOLE:
+            return NeighbourPredictor(neighbourhood, scores)
+        directions = _main_directions((scores @ scores.T).astype(np.float64)).astype(np.float32)
+        return NeighbourPredictor(neighbourhood, directions, directions.T @ scores)

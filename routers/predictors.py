@@ -4,7 +4,7 @@ Each is fitted on the scores themselves, never on "the best expert": ties betwee
 label arbitrary. All give expected scores (n, n_experts) of feature rows (n, d).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,27 +51,42 @@ class KernelPredictor:
     landmarks: Floats
     gamma: float
     coefficients: Coefficients
+    _norms: Floats = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Worth keeping: it would be half the work of a decision's kernel row.
+        object.__setattr__(self, "_norms", squared_norms(self.landmarks))
 
     def predict(self, features: Floats) -> Floats:
-        return self.coefficients(gaussian(features, self.landmarks, self.gamma))
+        return self.coefficients(gaussian(features, self.landmarks, self.gamma, self._norms))
 
 
 @dataclass(frozen=True, slots=True)
 class NeighbourPredictor:
-    """Mean of the `scores` (m, n_experts) of the nearest anchors."""
+    """Mean of the `scores` (m, n_experts) of the nearest anchors; with a `spread` (r, n_experts),
+    scores are (m, r) and it maps them to experts."""
 
     neighbourhood: Neighbourhood
     scores: Floats
+    spread: Floats | None = None
 
     def predict(self, features: Floats) -> Floats:
         cosines, k = self.neighbourhood.cosines(features), self.neighbourhood.k
         nearest = np.argpartition(cosines, cosines.shape[1] - k, axis=1)[:, -k:]
         expected: Floats = self.scores[nearest].mean(axis=1)
-        return expected
+        return expected if self.spread is None else expected @ self.spread
 
 
-def gaussian(rows: Floats, landmarks: Floats, gamma: float) -> Floats:
-    """Kernel matrix exp(-gamma * squared distance), (n, m)."""
-    squared = (rows**2).sum(axis=1)[:, None] + (landmarks**2).sum(axis=1) - 2 * (rows @ landmarks.T)
+def squared_norms(rows: Floats) -> Floats:
+    """Squared length of each row, (n,)."""
+    norms: Floats = np.einsum("ij,ij->i", rows, rows)
+    return norms
+
+
+def gaussian(rows: Floats, landmarks: Floats, gamma: float, norms: Floats | None = None) -> Floats:
+    """Kernel matrix exp(-gamma * squared distance), (n, m); `norms` of the landmarks, if known."""
+    if norms is None:
+        norms = squared_norms(landmarks)
+    squared = squared_norms(rows)[:, None] + norms - 2 * (rows @ landmarks.T)
     kernel: Floats = np.exp(-gamma * np.maximum(squared, 0)).astype(np.float32)
     return kernel

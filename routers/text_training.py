@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import csr_matrix, diags
+from scipy.sparse import csr_matrix, vstack
 from sklearn.utils.extmath import randomized_svd
 
 from routers.text_features import (
@@ -19,6 +19,9 @@ N_TOPICS = 128
 MAX_FITTED = 8192
 """So many texts are enough to find the topics."""
 
+PART = 2048
+"""So many texts are counted at a time."""
+
 
 def fit_text_features(texts: Sequence[str], seed: int = 0) -> tuple[TextFeatures, Floats]:
     """Learn from the training texts; returns their rows as well, (n, dimension).
@@ -27,12 +30,15 @@ def fit_text_features(texts: Sequence[str], seed: int = 0) -> tuple[TextFeatures
     No label is used, so a row may be judged by features that were fitted on it.
     """
     cut = [plain(text) for text in texts]
-    counts = _counts(cut)
-    documents = np.bincount(counts.indices, minlength=BUCKETS)
+    weighted = _counts(cut)
+    documents = np.bincount(weighted.indices, minlength=BUCKETS)
     idf = (np.log((1 + len(texts)) / (1 + documents)) + 1).astype(np.float32)
-    weighted = counts @ diags(idf)
-    norms = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
-    weighted = (diags(1 / np.maximum(norms, 1e-9)) @ weighted).astype(np.float32).tocsr()
+    # In place: the matrix is the largest thing there is.
+    weighted.data *= idf[weighted.indices]
+    lengths = np.diff(weighted.indptr)
+    row = np.repeat(np.arange(len(texts)), lengths)
+    norms = np.sqrt(np.bincount(row, weighted.data**2, minlength=len(texts))).astype(np.float32)
+    weighted.data /= np.repeat(np.maximum(norms, 1e-9), lengths)
     sample = weighted
     if len(texts) > MAX_FITTED:
         chosen = np.random.default_rng(seed).choice(len(texts), MAX_FITTED, replace=False)
@@ -55,6 +61,11 @@ def fit_text_features(texts: Sequence[str], seed: int = 0) -> tuple[TextFeatures
 
 def _counts(texts: Sequence[str]) -> csr_matrix:
     """Weights 1 + log(count) of the n-grams of plain texts, (n, BUCKETS)."""
+    parts = [_part(texts[start : start + PART]) for start in range(0, len(texts), PART)]
+    return csr_matrix(vstack(parts, format="csr"))
+
+
+def _part(texts: Sequence[str]) -> csr_matrix:
     found = [hashed_ngrams(text) for text in texts]
     ends = np.cumsum([0, *(len(buckets) for buckets, _ in found)])
     buckets = np.concatenate([buckets for buckets, _ in found])
