@@ -6,7 +6,7 @@ event. A stream is "before the first token" until an event that carries output h
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -78,7 +78,8 @@ class Answer:
     """An answer that has begun.
 
     `body` is whole when the request was not streamed, else the bytes up to the first token;
-    `rest` then yields what follows, ending with an error event if the stream broke.
+    `rest` then yields what follows, ending with an error event if the stream broke. `prior` is what
+    a mixer was told of its experts.
     """
 
     expert: str
@@ -87,6 +88,7 @@ class Answer:
     body: bytes
     rest: Stream | None
     meter: Meter
+    prior: Mapping[str, float] | None = None
 
     @property
     def attempts(self) -> int:
@@ -143,10 +145,11 @@ class Dispatcher:
                 continue
             start = self._clock()
             try:
-                outgoing = await self._outgoing(spec, payload, decision, tenant, text)
-                return await self._attempt(
+                outgoing, prior = await self._outgoing(spec, payload, decision, tenant, text)
+                answer = await self._attempt(
                     spec, interface, outgoing, request_id, tuple(failed), start
                 )
+                return replace(answer, prior=prior) if prior else answer
             except UpstreamFailure as error:
                 failure = _said_plainly(error, interface)
                 if failure.kind == "refused" and not _another_may_fit(failure):
@@ -159,14 +162,15 @@ class Dispatcher:
 
     async def _outgoing(
         self, spec: ExpertSpec, payload: Payload, decision: Decision, tenant: str, text: str
-    ) -> Payload:
-        """The request without what we alone may say to engines, and with it for a mixer."""
+    ) -> tuple[Payload, Mapping[str, float]]:
+        """The request without what we alone may say to engines, and with it for a mixer; a mixer's
+        prior."""
         if spec.kind == "mixer":
             try:
                 return await self._mixing.prepare(spec, payload, decision, tenant, text)
             except ArtefactError as error:
                 raise UpstreamFailure("broken", error.message) from error
-        return without_internals(payload) if spec.kind != "remote" else payload
+        return (without_internals(payload) if spec.kind != "remote" else payload), {}
 
     async def _attempt(
         self,

@@ -58,8 +58,9 @@ class Mixing:
         decision: Decision,
         tenant: str,
         text: str,
-    ) -> dict[str, Any]:
-        """The request as a mixer's engine gets it; `text` is what routing read of it.
+    ) -> tuple[dict[str, Any], dict[str, float]]:
+        """The request as a mixer's engine gets it, and its prior by the experts' names, if any.
+        `text` is what routing read of the request.
 
         Raises:
             ArtefactError: the mixer's description can't be read any longer.
@@ -72,7 +73,7 @@ class Mixing:
         told["cache_salt"] = salt(tenant, mixer.version, prior)
         if prior is not None:
             told["vllm_xargs"] = {"mixer_prior": prior}
-        return told
+        return told, dict(zip(mixer.spec.names, prior or (), strict=False))
 
     async def _by_instructions(self, mixer: _Mixer, text: str) -> list[float] | None:
         """GLIDER's: the nearness of each expert's instruction to the request."""

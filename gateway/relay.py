@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from composer import sse
@@ -30,6 +30,8 @@ from gateway.hangup import Hangup
 from gateway.requests import RelayedRequest, session_of
 from routers.explain import reason_of
 from routers.types import Decision, Interface, RouteQuery
+
+_SHOWN_PRIORS = 16
 
 
 class RelayEndpoint:
@@ -271,4 +273,12 @@ class _Exchange:
             probability = f"{decision.scores.category_probability:.4f}".encode()
             headers.append((b"x-composer-category-probability", probability))
             headers.append((b"x-composer-reason", header_value(reason_of(decision))))
+            if answer is not None and answer.prior:
+                headers.append((b"x-composer-prior", header_value(_shown(answer.prior))))
         return headers
+
+
+def _shown(prior: Mapping[str, float]) -> str:
+    """A mixer's prior by expert, the strongest first."""
+    strongest = sorted(prior.items(), key=lambda item: -item[1])[:_SHOWN_PRIORS]
+    return ", ".join(f"{name}={value:g}" for name, value in strongest)

@@ -130,6 +130,19 @@ async def test_a_mixer_that_is_named_gets_no_prior_but_a_salt(
     assert len(sent["cache_salt"]) == 64
 
 
+async def test_a_prior_is_shown_to_who_asks_for_an_explanation(gateway: Running) -> None:
+    body = {"messages": [{"role": "user", "content": GREETING}]}
+    for explain in (False, True):
+        options = {"composer": {"explain": explain}}
+        async with gateway.session.post("/v1/chat/completions", json=body | options) as response:
+            shown = response.headers.get("x-composer-prior")
+            assert response.status == 200
+        assert (shown is not None) == explain
+    assert shown is not None
+    assert shown.startswith("greeting=")
+    assert shown.endswith("elsewhere=0")
+
+
 async def test_a_server_of_somebody_else_gets_what_the_client_says(
     gateway: Running, upstream: FaultyServer
 ) -> None:
@@ -170,7 +183,7 @@ async def test_the_prior_comes_from_the_instructions_where_they_are_embedded(
         return encoder.encode([text])[0]
 
     async def prior(mixing: Mixing, text: str) -> list[float]:
-        told = await mixing.prepare(spec, {}, UNDECIDED, "tenant", text)
+        told, _ = await mixing.prepare(spec, {}, UNDECIDED, "tenant", text)
         found: list[float] = told["vllm_xargs"]["mixer_prior"]
         return found
 

@@ -193,6 +193,26 @@ def figure(metrics: str, name: str) -> float:
     )
 
 
+async def test_it_composes_with_torch_compile(
+    checkpoint: Path, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_USE_AOT_COMPILE", "0")
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    compiled = [argument for argument in SERVER if argument != "--enforce-eager"]
+    server = VllmServer(checkpoint, tmp_path, *compiled)
+    try:
+        server.wait_until_ready()
+        views = [(prior, None) for prior in PRIORS]
+        ids, expected = reference.prompt(PROMPTS[0]), reference.answers(PROMPTS[0], views)
+        timeout = aiohttp.ClientTimeout(total=900)
+        async with aiohttp.ClientSession(server.url, timeout=timeout) as session:
+            found = await asyncio.gather(*(ask(session, ids, prior) for prior, _ in views))
+    finally:
+        server.end()
+    assert found == expected
+
+
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", {}),
     "gemma2": ("Gemma2Config", {}),

@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 PYTHON = os.environ.get("COMPOSER_VLLM_PYTHON")
-START_DEADLINE_S = 420.0
+START_DEADLINE_S = 900.0
 
 
 class VllmServer:
