@@ -1,6 +1,8 @@
 """The vLLM plug-in's term and checkpoint, without vLLM: whole, and split over simulated ranks."""
 
+import ast
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +210,23 @@ def test_a_base_that_vllm_can_not_mix_on_is_refused(tmp_path: Path) -> None:
     save_mixture(mixture, tmp_path / "mixer", base)
     with pytest.raises(SetupError, match=r"can't be served by vLLM.*use the embedded engine"):
         write_vllm_checkpoint(tmp_path / "mixer", base, tmp_path / "out")
+
+
+def test_what_runs_inside_vllm_imports_nothing_that_is_not_there() -> None:
+    """The distribution is installed there without its dependencies. The writer of checkpoints runs
+    where Composer does."""
+    mixer = Path(__file__).parents[1] / "experts" / "mixer"
+    inside = [file for file in (mixer / "vllm_plugin").glob("*.py") if file.name != "checkpoint.py"]
+    shared = {f"experts.mixer.{name}" for name in ("gates", "kinds")}
+    for file in [*inside, mixer / "__init__.py", mixer / "gates.py", mixer / "kinds.py"]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module]
+            for name in names:
+                root = name.partition(".")[0]
+                ours = name in shared or name.startswith("experts.mixer.vllm_plugin")
+                allowed = root in {"torch", "vllm", "safetensors"} | sys.stdlib_module_names
+                assert ours or allowed, f"{file.name} imports {name}"

@@ -218,9 +218,15 @@ def _starts() -> Tensor | None:
     if not is_forward_context_available():
         return None
     metadata = get_forward_context().attn_metadata
-    if not isinstance(metadata, dict) or not metadata:
+    if not metadata:
         return None
-    starts: Tensor | None = getattr(next(iter(metadata.values())), "query_start_loc", None)
+    starts = None
+    if isinstance(metadata, dict):
+        starts = getattr(next(iter(metadata.values())), "query_start_loc", None)
+    if starts is None:
+        # Going on would give requests the priors of others.
+        raise RuntimeError("this attention backend does not tell where requests begin")
+    assert isinstance(starts, Tensor)
     return starts
 
 

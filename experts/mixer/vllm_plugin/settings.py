@@ -30,6 +30,12 @@ class MixerConfig(VerifyAndUpdateConfig):
             raise ValueError("a mixer can't be served with --enable-lora: leave that out")
         if vllm_config.speculative_config is not None:
             raise ValueError("a mixer can't be served with speculative decoding: leave that out")
+        parallel = vllm_config.parallel_config
+        if parallel.pipeline_parallel_size > 1 or parallel.use_ubatching:
+            raise ValueError(
+                "a mixer can't be served with pipeline parallelism or micro-batches: split its "
+                "base by --tensor-parallel-size"
+            )
         serve(len(section["open"]))
         _keep_forward_outside_graphs(vllm_config)
 
