@@ -21,8 +21,8 @@ from routers.calibration import expected_calibration_error
 from routers.category_training import CategoryFit, fit_category_router
 from routers.dataset import TaskData
 from routers.discovery import find_categories, grow_labels
+from routers.figures import MIN_COMPLETE, ragged_figures, ragged_warning, routing_figures
 from routers.folds import make_folds
-from routers.intervals import paired_bootstrap
 from routers.kept_rows import keep_rows
 from routers.mapping import fit_mapping
 from routers.stack_training import StackFit, fit_stack
@@ -35,9 +35,6 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Indices = NDArray[np.int64]
 MIN_PROMPTS = 4
-MIN_COMPLETE = 10
-"""So many prompts must have been scored on every expert for routing to be judged."""
-
 FEW = 400
 """With fewer prompts than this, twice as many folds leave more to learn from."""
 
@@ -160,9 +157,7 @@ def fit_on_features(
     warnings = list(labels.warnings)
     stacked: StackFit | None = None
     if complete.sum() < MIN_COMPLETE:
-        warnings.append(
-            f"no routed score: fewer than {MIN_COMPLETE} prompts were scored on every expert"
-        )
+        warnings.append(ragged_warning(data.graded))
     elif auto:
         progress("per-prompt predictors")
         stacked = fit_stack(
@@ -182,7 +177,18 @@ def fit_on_features(
         keep_rows(embeddings, text_rows, labels.codes, data.graded, options.seed) if auto else None,
     )
     progress("evaluation: out-of-fold routing")
-    report = _report(data, labels, fit, known, options, stacked, by_category, complete, warnings)
+    report = _report(
+        data,
+        labels,
+        fit,
+        known,
+        options,
+        stacked,
+        by_category,
+        np.asarray(mapping.overall, dtype=np.float64),
+        complete,
+        warnings,
+    )
     return router, report
 
 
@@ -289,6 +295,7 @@ def _report(
     options: TrainingOptions,
     stacked: StackFit | None,
     by_category: Doubles,
+    overall: Doubles,
     complete: NDArray[np.bool_],
     warnings: list[str],
 ) -> TrainingReport:
@@ -311,7 +318,11 @@ def _report(
         stack=stacked.to_dict() if stacked is not None else {},
         evidence=_evidence(data, labels),
         warnings=tuple(warnings),
-        **_routing_figures(data, stacked, by_category, complete, options.seed),
+        **(
+            ragged_figures(data, overall, by_category, options.seed)
+            if complete.sum() < MIN_COMPLETE
+            else routing_figures(data, stacked, by_category, complete, options.seed)
+        ),
     )
 
 
@@ -322,35 +333,4 @@ def _evidence(data: TaskData, labels: _Labels) -> dict[str, Any]:
     return {
         "shares": (members.sum(axis=1) / max(int(members.sum()), 1)).tolist(),
         "scored": (members.astype(np.int64) @ graded.astype(np.int64)).tolist(),
-    }
-
-
-def _routing_figures(
-    data: TaskData,
-    stacked: StackFit | None,
-    by_category: Doubles,
-    complete: NDArray[np.bool_],
-    seed: int,
-) -> dict[str, Any]:
-    """Out-of-fold score of routing against best single, random and oracle.
-
-    The best single expert is chosen with hindsight, on the very prompts that it is judged on.
-    """
-    if complete.sum() < MIN_COMPLETE:
-        return {}
-    judged = np.flatnonzero(complete) if stacked is None else stacked.judged
-    expected = by_category[judged] if stacked is None else stacked.expected
-    scores = data.scores[judged]
-    routed = scores[np.arange(len(scores)), expected.argmax(axis=1)]
-    best = int(scores.mean(axis=0).argmax())
-    gain = paired_bootstrap(routed - scores[:, best], resamples=2000, seed=seed)
-    return {
-        "routed": float(routed.mean()),
-        "best_single": float(scores[:, best].mean()),
-        "best_single_expert": data.experts[best],
-        "random": float(scores.mean()),
-        "oracle": float(scores.max(axis=1).mean()),
-        "gain": gain.mean,
-        "gain_low": gain.low,
-        "gain_high": gain.high,
     }

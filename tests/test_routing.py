@@ -147,6 +147,22 @@ class TestTraining:
         assert report.routed is None
         assert any("no routed score" in warning for warning in report.warnings)
 
+    def test_prompts_are_judged_among_the_experts_scored_on_them_when_none_was_scored_on_all(
+        self,
+    ) -> None:
+        data, embeddings = clustered()
+        two_each = data.scores.copy()
+        rows = np.arange(len(data.ids))
+        two_each[rows, rows % 3] = np.nan
+        data = TaskData(data.ids, data.texts, data.categories, data.experts, two_each)
+        _, report = train_two_step(data, embeddings)
+        assert report.oracle == pytest.approx(np.nanmax(two_each, axis=1).mean())
+        assert report.random == pytest.approx(np.nanmean(two_each, axis=1).mean())
+        assert report.routed is not None
+        assert report.best_single is not None
+        assert report.random < report.best_single < report.routed <= report.oracle
+        assert any("judged among the experts" in warning for warning in report.warnings)
+
 
 class TestCategoryRouter:
     def test_prompt_goes_to_its_category_when_it_is_clear(self, trained: TwoStepRouter) -> None:

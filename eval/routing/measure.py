@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from eval.routing.methods import Fit
 from experts.errors import DataError
 from routers.dataset import TaskData
+from routers.figures import MIN_COMPLETE
 from routers.folds import make_folds
 from routers.intervals import Interval, paired_bootstrap
-from routers.training import MIN_COMPLETE, fill_gaps
+from routers.training import fill_gaps
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
