@@ -1,6 +1,7 @@
 """`coe eval`: methods side by side, and what is made of it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,13 @@ def test_default_is_not_behind_any_baseline_where_experts_specialise(compared: d
     assert auto["behind"] is None
     for name in BASELINES:
         assert compared["methods"][name]["behind"]["high"] > 0
+
+
+def test_data_of_one_category_are_measured_as_well() -> None:
+    data, embeddings = task_data(120)
+    alike = replace(data, categories=("all",) * 120)
+    found = compare("alike", alike, embeddings, OWN, folds=2).to_dict("auto")
+    assert found["methods"]["two-step"]["gain_over_trained_best"]["mean"] == 0
 
 
 def test_best_single_has_no_gain_over_itself(compared: dict) -> None:

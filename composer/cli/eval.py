@@ -108,6 +108,8 @@ def _show(results: dict[str, Any]) -> None:
     from eval.routing.run import each_line
 
     console = Console(highlight=False)
+    # A cut interval says nothing: rather let a narrow terminal wrap.
+    console.width = max(console.width, 130)
     for line, comparison in zip(each_line(results), results["comparisons"], strict=True):
         console.print(f"\n{line}")
         table = Table(box=None, pad_edge=False, header_style="dim")

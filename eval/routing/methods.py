@@ -5,6 +5,7 @@ prompt of the test fold; the expert with the highest one answers. The baselines 
 from what is public of the methods, on the same embeddings; no peer's code is in them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,9 +35,12 @@ STEPS = 300
 
 
 def trained(method: TrainingMethod) -> Fit:
-    """One of Composer's own methods."""
+    """One of Composer's own methods; `two-step` without two categories is the best single."""
 
     def fit(data: TaskData, embeddings: Floats, seed: int) -> Policy:
+        counts = Counter(category for category in data.categories if category is not None)
+        if method == "two-step" and sum(n > 1 for n in counts.values()) < 2:
+            return best_single(data, embeddings, seed)
         router, _ = train_router(data, embeddings, TrainingOptions(method=method, seed=seed))
         return policy_of(router)
 
