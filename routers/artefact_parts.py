@@ -60,6 +60,7 @@ class StackSettings(BaseModel):
     neighbour_weight: float | None = None
     neighbour_k: int = Field(default=1, ge=1)
     joined: bool = False
+    categories_joined: bool = False
 
 
 class RouterSettings(BaseModel):
@@ -204,11 +205,17 @@ def _model_together(
 
 def _stack_apart(stack: Stack, arrays: dict[str, Array]) -> StackSettings:
     arrays["centre"] = stack.centre
+    if stack.category_margins is not None:
+        arrays["category_margins"] = stack.category_margins
     joined = stack.margins is not None and stack.shifts is not None
     if stack.margins is not None and stack.shifts is not None:
         arrays |= {"margins": stack.margins, "shifts": stack.shifts}
     settings = StackSettings(
-        best=stack.best, margin=stack.margin, map_weight=stack.map_weight, joined=joined
+        best=stack.best,
+        margin=stack.margin,
+        map_weight=stack.map_weight,
+        joined=joined,
+        categories_joined=stack.category_margins is not None,
     )
     if stack.linear is not None:
         settings.linear_weight = stack.linear_weight
@@ -265,6 +272,7 @@ def _stack_together(settings: StackSettings, arrays: Mapping[str, Array]) -> Sta
         neighbour_weight=settings.neighbour_weight or 0.0,
         margins=arrays["margins"] if settings.joined else None,
         shifts=arrays["shifts"] if settings.joined else None,
+        category_margins=arrays.get("category_margins"),
     )
 
 
@@ -323,6 +331,8 @@ def _shapes(
     stack = settings.stack
     if stack is not None:
         shapes["centre"] = (e,)
+        if stack.categories_joined:
+            shapes["category_margins"] = (c,)
         if stack.joined:
             shapes |= {"margins": (e,), "shifts": (c, e)}
         if stack.linear_weight is not None:

@@ -111,6 +111,7 @@ def add_prompts(
         router.text_features,
         options or TrainingOptions(),
         progress,
+        joined=frozenset(c for c in data.categories if c is not None) - frozenset(names),
     )
 
 

@@ -28,7 +28,8 @@ class Stack:
     `centre` (n_experts,) is what an expert scores over all prompts, `best` the index of the best
     single expert. Experts that are expected to be better than it by `margin` or less are held back
     just behind it; `margins` (n_experts,), where there are any, are those of each. `shifts`
-    (n_categories, n_experts) move experts that joined later in each category.
+    (n_categories, n_experts) move experts that joined later in each category;
+    `category_margins` (n_categories,) go before both where a category joined later.
     """
 
     centre: Doubles
@@ -43,6 +44,7 @@ class Stack:
     neighbour_weight: float = 0.0
     margins: Doubles | None = None
     shifts: Doubles | None = None
+    category_margins: Doubles | None = None
 
     def expected(
         self, by_category: Doubles, features: Floats, probabilities: NDArray[np.floating[Any]]
@@ -56,6 +58,8 @@ class Stack:
         """
         total = self.combined(by_category, features, self.shift(probabilities))
         margin = self.margin if self.margins is None else self.margins
+        if self.category_margins is not None:
+            margin = self.category_margins[probabilities.argmax(axis=1)][:, None]
         return bounded(hold_back(total, self.best, margin))
 
     def shift(self, probabilities: NDArray[np.floating[Any]]) -> Doubles | None:

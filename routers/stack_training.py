@@ -71,6 +71,8 @@ def fit_stack(
     folds: Sequence[Indices],
     best: int,
     seed: int = 0,
+    codes: Indices | None = None,
+    joined: Sequence[int] = (),
 ) -> StackFit:
     """Fit all predictors, weigh them, and set the margin.
 
@@ -81,6 +83,8 @@ def fit_stack(
         by_category: what the category map expects of each row, by a map blind to it.
         folds: test rows.
         best: index of the best single expert.
+        codes: category indices (n,), of which `joined` are judged by themselves: few prompts of
+            new categories would be lost among those of the old ones.
     """
     judged = _judged(complete, scores.shape[1], seed)
     inside = np.zeros(len(scores), dtype=bool)
@@ -117,7 +121,15 @@ def fit_stack(
         np.zeros_like(actual),
     )
     margin = choose_margin(total, actual, best)
-    expected = hold_back(total, best, margin)
+    by_row: float | Doubles = margin
+    category_margins: Doubles | None = None
+    if codes is not None and len(joined):
+        category_margins = np.full(int(codes.max()) + 1, margin)
+        apart = np.isin(codes[judged], joined)
+        if apart.any():
+            category_margins[list(joined)] = choose_margin(total[apart], actual[apart], best)
+        by_row = np.where(codes >= 0, category_margins[codes], margin)[judged][:, None]
+    expected = hold_back(total, best, by_row)
     rows = np.arange(len(actual))
     gain = paired_bootstrap(actual[rows, expected.argmax(axis=1)] - actual[:, best], 2000, seed)
     used = dict(zip(families, weights[1:], strict=True))
@@ -129,6 +141,7 @@ def fit_stack(
         best=best,
         margin=margin,
         map_weight=float(weights[0]),
+        category_margins=category_margins,
         linear=fitted.get("linear"),
         linear_weight=float(kept.get("linear", 0.0)),
         kernel=fitted.get("kernel"),

@@ -128,9 +128,10 @@ def fit_on_features(
     text_features: TextFeatures | None,
     options: TrainingOptions,
     progress: Progress = lambda _: None,
+    joined: frozenset[str] = frozenset(),
 ) -> tuple[TwoStepRouter, TrainingReport]:
     """`train_router` from where `text_rows` (n_prompts, t) are known; the texts of `data` only say
-    which prompts are equal."""
+    which prompts are equal. `joined` are categories that are judged by themselves."""
     auto = text_features is not None
     features = np.hstack([embeddings, text_rows])
     labels = _labels(data, features, options)
@@ -168,6 +169,8 @@ def fit_on_features(
             folds,
             int(mapping.overall.argmax()),
             options.seed,
+            labels.codes,
+            [i for i, name in enumerate(labels.names) if name in joined],
         )
     router = TwoStepRouter(
         fit.router,

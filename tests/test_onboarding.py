@@ -14,6 +14,7 @@ from routers.artefact import load_artefact, save_artefact
 from routers.dataset import TaskData
 from routers.encoders import load_encoder
 from routers.onboarding import add_expert, add_prompts
+from routers.stack_training import NEVER
 from routers.training import train_router
 from routers.two_step import TwoStepRouter
 from tests.test_stacked_routing import EXPERTS, KINDS, best_of, take, task_data
@@ -117,6 +118,31 @@ class TestCategory:
         assert report.categories["prose"] == 30
         test, rows = task_data(150, seed=13)
         assert score_of(more, test, rows) > score_of(base, test, rows) + 0.03
+
+    def test_new_category_is_judged_by_itself_when_the_old_ones_bear_out_nothing(
+        self, given: tuple[TaskData, np.ndarray], tmp_path: Path
+    ) -> None:
+        data, embeddings = given
+        old = np.array([i for i, c in enumerate(data.categories) if c != "prose"])
+        new = np.array([i for i, c in enumerate(data.categories) if c == "prose"])[:40]
+        alike = data.scores.copy()
+        alike[old] = (np.random.default_rng(5).random((len(old), 4)) < [0.4, 0.4, 0.4, 0.7]) * 1.0
+        noisy = replace(data, scores=alike)
+        base, _ = train_router(take(noisy, old), embeddings[old])
+        more, _ = add_prompts(base, take(noisy, new), embeddings[new])
+        assert base.stack is not None
+        assert more.stack is not None
+        assert more.stack.category_margins is not None
+        names = more.category_router.categories
+        assert more.stack.category_margins[names.index("prose")] < NEVER
+        save_artefact(tmp_path / "a", more, name="auto", encoder="e")
+        loaded = load_artefact(tmp_path / "a").router
+        chosen = []
+        for row in new:
+            scores = loaded.score(embeddings[row], data.texts[row])
+            assert scores == more.score(embeddings[row], data.texts[row])
+            chosen.append(best_of(more, embeddings[row], data.texts[row]))
+        assert chosen.count("teller") > len(new) / 2
 
     def test_refused_when_the_artefact_keeps_nothing(
         self, router: TwoStepRouter, given: tuple[TaskData, np.ndarray]
