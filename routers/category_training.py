@@ -45,8 +45,9 @@ RACE_FOLDS = 2
 """Models compete on so many folds; only the winner sees the others."""
 
 PERCEPTRON_FROM = 20
-PERCEPTRON_LEAST = 1000
-"""Prompts per category, and in all, from which a perceptron takes part."""
+PERCEPTRON_LEAST, PERCEPTRON_MOST = 1000, 20_000
+"""A perceptron takes part with so many prompts per category, and between so many in all: beyond, it
+would take most of the training's time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ def _candidates(n: int, n_categories: int, seed: int) -> list[Candidate]:
         for strength in (3.0, 12.0, 50.0)
     ]
     found += [Candidate(f"neighbours {k}", partial(_neighbours, k=k, seed=seed)) for k in (10, 30)]
-    if n >= max(PERCEPTRON_FROM * n_categories, PERCEPTRON_LEAST):
+    if max(PERCEPTRON_FROM * n_categories, PERCEPTRON_LEAST) <= n <= PERCEPTRON_MOST:
         found.append(Candidate("perceptron", partial(_perceptron, seed=seed)))
     return found
 

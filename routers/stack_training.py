@@ -24,7 +24,7 @@ IN_REACH = 0.08
 """An expert expected to score this much less than the leader on a prompt could still win it."""
 
 MARGINS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
-FEW, MANY = 300, 1200
+FEW, MANY = 200, 500
 CONFIDENCE_OF_FEW, CONFIDENCE = 0.5, 1.65
 """Deviations must pay off by so many standard errors, on `FEW` prompts and on `MANY`."""
 

@@ -201,7 +201,7 @@ class TestStack:
 
     def test_the_bar_is_a_test_at_five_percent_when_data_are_plenty(self) -> None:
         assert standard_errors(10_000) == pytest.approx(1.65)
-        assert standard_errors(50) < standard_errors(600) < standard_errors(5000)
+        assert standard_errors(50) < standard_errors(300) < standard_errors(5000)
 
 
 class TestTraining:
