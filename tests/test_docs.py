@@ -22,7 +22,18 @@ from tests.test_acceptance import Demo, start, stop
 
 PAGES = (
     "README.md",
-    *(f"docs/{n}.md" for n in ("prompts", "experts", "training", "statistics", "operations")),
+    *(
+        f"docs/{n}.md"
+        for n in (
+            "prompts",
+            "experts",
+            "training",
+            "statistics",
+            "operations",
+            "simulator",
+            "mixers",
+        )
+    ),
 )
 NOT_RUN = re.compile(r"<!-- not run: (.+) -->")
 WORD = re.compile(r"[A-Za-z][A-Za-z_'-]{3,}")
