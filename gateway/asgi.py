@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -17,6 +18,9 @@ Send = Callable[[Message], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 JSON_TYPE: Header = (b"content-type", b"application/json")
+
+DISCARD_S = 5.0
+DISCARD_BYTES = 64 << 20
 
 
 class ClientGone(Exception):
@@ -47,6 +51,7 @@ async def read_body(scope: Scope, receive: Receive, limits: Limits, timeouts: Ti
     """
     declared = header(scope, b"content-length")
     if declared is not None and declared.isdigit() and int(declared) > limits.max_body_bytes:
+        await discard(receive)
         raise _too_large(limits)
     message = await _receive(receive, timeouts)
     body: bytes = message.get("body", b"")
@@ -61,10 +66,27 @@ async def read_body(scope: Scope, receive: Receive, limits: Limits, timeouts: Ti
                     raise ClientGone
                 parts += message.get("body", b"")
                 if len(parts) > limits.max_body_bytes:
+                    if message.get("more_body", False):
+                        await discard(receive)
                     raise _too_large(limits)
     except TimeoutError as error:
         raise _too_slow(timeouts) from error
     return _checked(bytes(parts), limits)
+
+
+async def discard(receive: Receive) -> None:
+    """Read on for a while: a client that still sends when it is answered may lose the answer.
+
+    Call only while more of the body is to come.
+    """
+    discarded = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_S):
+            while discarded <= DISCARD_BYTES:
+                message = await receive()
+                discarded += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:

@@ -3,24 +3,20 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
 from fastapi import Request
-from starlette.requests import ClientDisconnect
 
 from composer.config import Config
 from composer.datasets import new_upload
-from experts.errors import InvalidRequest, Overloaded, TooLarge
+from experts.errors import InvalidRequest, Overloaded
 from gateway.admin.uploads import receive_file
 
 AT_ONCE = 4
 """Uploads that one gateway worker takes in at a time."""
-
-DISCARD_S = 5.0
-DISCARD_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,30 +49,14 @@ class Uploads:
             file = await asyncio.to_thread(new_upload, folder)
             try:
                 with await asyncio.to_thread(_Hashed, file) as stream:
-                    try:
-                        size = await receive_file(
-                            request, stream, max_bytes=self._limit, silence_s=self._silence_s
-                        )
-                    except TooLarge:
-                        await _discard(request)
-                        raise
+                    size = await receive_file(
+                        request, stream, max_bytes=self._limit, silence_s=self._silence_s
+                    )
                 if not size:
                     raise InvalidRequest("the body is empty: send the file as the body")
                 yield Upload(file, stream.digest.hexdigest(), size)
             finally:
                 await asyncio.to_thread(file.unlink, missing_ok=True)
-
-
-async def _discard(request: Request) -> None:
-    """Read on for a while: a client that still sends when it is answered may lose the answer."""
-    discarded = 0
-    # A body that was read to its end already is a RuntimeError.
-    with suppress(TimeoutError, ClientDisconnect, RuntimeError):
-        async with asyncio.timeout(DISCARD_S):
-            async for piece in request.stream():
-                discarded += len(piece)
-                if discarded > DISCARD_BYTES:
-                    return
 
 
 class _Hashed(FileIO):

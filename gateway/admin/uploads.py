@@ -7,6 +7,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from experts.errors import InvalidRequest, TooLarge, TooSlow
+from gateway.asgi import discard
 
 WHOLE_S = 3600.0
 """Deadline of a whole upload, however steadily it trickles."""
@@ -23,6 +24,7 @@ async def receive_file(
     """
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
+        await discard(request.receive)
         raise _too_large(max_bytes)
     length = 0
     parts = aiter(request.stream())
@@ -35,6 +37,7 @@ async def receive_file(
                     return length
                 length += len(part)
                 if length > max_bytes:
+                    await discard(request.receive)
                     raise _too_large(max_bytes)
                 await asyncio.to_thread(file.write, part)
     except TimeoutError as error:
