@@ -9,7 +9,7 @@ def reason_of(decision: Decision) -> str:
     if decision.category == DIRECT:
         return f"the request names the expert '{best.id}'"
     if decision.general:
-        where = f"unsure of the category: {scores.unsure_because}; over all prompts"
+        where = f"unsure of the category: {scores.unsure_because};"
     else:
         where = f"category '{scores.category}' ({scores.category_probability:.2f}), where"
     if decision.kept:

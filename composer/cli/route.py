@@ -148,7 +148,7 @@ def _facts(decision: dict[str, Any], session: str | None) -> list[tuple[str, str
     facts = []
     if decision["version"]:
         facts.append(("composition", f"{decision['composition']} {decision['version']}"))
-    unsure = ", unsure: over all prompts" if decision["general"] else ""
+    unsure = ", unsure" if decision["general"] else ""
     facts.append(("category", f"{decision['category']}{unsure}"))
     facts.append(("uncertainty", f"{decision['uncertainty']:.2f}"))
     if session is not None:
