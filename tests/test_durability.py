@@ -66,7 +66,7 @@ def spawn(config: Path, port: int) -> Service:
         [*argv, "--port", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=dict(os.environ),
+        env={k: v for k, v in os.environ.items() if k != "COMPOSER_STATE_DIR"},
     )
     return Service(process, f"http://127.0.0.1:{port}")
 

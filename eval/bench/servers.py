@@ -13,8 +13,13 @@ from typing import IO
 
 import psutil
 
+from composer.config import ENV_PREFIX
+
 DIRECT, RELAY, GATEWAY = "direct", "relay", "gateway"
 """The targets; `direct` is the upstream itself."""
+
+_CACHE = f"{ENV_PREFIX}CACHE_DIR"
+"""The only setting of the user's that the benchmark shares: it runs on a state of its own."""
 
 _START_S = 20.0
 _STOP_S = 30.0
@@ -58,6 +63,7 @@ def child(
         [sys.executable, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=output,
+        env={k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX) or k == _CACHE},
         stderr=errors,
         start_new_session=True,
     )
